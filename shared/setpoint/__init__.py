@@ -1,0 +1,1 @@
+"""Goal states, durable tasks, workflows and processes for fleets, on Redis and RQ."""

@@ -1,0 +1,1 @@
+"""The only door to Redis: keys, scripts, records and connections."""
