@@ -53,7 +53,9 @@ class Ref(NamedTuple):
 def check_kind(name: object) -> str:
     """Return `name` if it can name a kind; raise `BadRef` if not."""
     if not isinstance(name, str) or not _KIND.fullmatch(name):
-        raise BadRef(f"{name!r} cannot name a kind: lower-case letters, digits, '_', '.', '-', 64 at most, a letter first")
+        raise BadRef(
+            f"{name!r} cannot name a kind: lower-case letters, digits, '_', '.', '-', 64 at most, a letter first"
+        )
     return name
 
 

@@ -1,7 +1,7 @@
-"""The core's only door to Redis: runs the `Call`s of `scripts.py`, blocking (`Door`) or on an event loop (`AsyncDoor`).
+"""The core's only door to Redis: runs the calls of `scripts.py`, blocking (`Door`) or on an event loop (`AsyncDoor`).
 
-A door is one connection and one caller: its calls carry the caller's name and a growing number, so a call whose reply was
-lost is sent again and answered from the first time. Redis' own refusals become typed errors here.
+A door is one connection and one caller: its calls carry the caller's name and a growing number, so a call whose reply
+was lost is sent again and answered from the first time. Redis' own refusals become typed errors here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import threading
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -125,8 +125,8 @@ class _Sent:
         if isinstance(error, redis.exceptions.ResponseError):
             if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM" in text:
                 raise RedisFull(
-                    f"{self.shown_url} is out of memory and refused the call; nothing was written. Free memory or raise "
-                    "maxmemory."
+                    f"{self.shown_url} is out of memory and refused the call; nothing was written. "
+                    "Free memory or raise maxmemory."
                 ) from error
             if text.startswith(_PASSING_WORDS):
                 return
@@ -141,6 +141,7 @@ class Door(_Sent):
     def __init__(self, url: str, namespace: str, *, role: str, patience: float = PATIENCE) -> None:
         super().__init__(url, namespace, patience)
         self._redis: redis.Redis = connect(url, role=role)
+        self._execute: Callable[..., Any] = self._redis.execute_command
         self._lock = threading.Lock()
         self._interrupt = threading.Event()
 
@@ -158,10 +159,10 @@ class Door(_Sent):
         for failed in self._tries():
             try:
                 try:
-                    return self._redis.execute_command(*command)
+                    return self._execute(*command)
                 except redis.exceptions.NoScriptError:
-                    self._redis.execute_command("SCRIPT LOAD", script.text)
-                    return self._redis.execute_command(*command)
+                    self._execute("SCRIPT LOAD", script.text)
+                    return self._execute(*command)
             except (redis.exceptions.RedisError, OSError) as error:
                 failed.append(error)
         raise AssertionError("unreachable")  # attempts() ends by raising
@@ -213,6 +214,7 @@ class AsyncDoor(_Sent):
     def __init__(self, url: str, namespace: str, *, role: str, patience: float = PATIENCE) -> None:
         super().__init__(url, namespace, patience)
         self._redis: redis.asyncio.Redis = connect_async(url, role=role)
+        self._execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
         self._lock = asyncio.Lock()
 
     async def run(self, call: Call[T]) -> T:
@@ -226,10 +228,10 @@ class AsyncDoor(_Sent):
                 await _pause(pause)
                 try:
                     try:
-                        reply = await self._redis.execute_command(*command)
+                        reply = await self._execute(*command)
                     except redis.exceptions.NoScriptError:
-                        await self._redis.execute_command("SCRIPT LOAD", script.text)
-                        reply = await self._redis.execute_command(*command)
+                        await self._execute("SCRIPT LOAD", script.text)
+                        reply = await self._execute(*command)
                     return call.parse(reply)
                 except (redis.exceptions.RedisError, OSError) as error:
                     pause = attempts.send(error)
@@ -277,7 +279,7 @@ def _clock(time: tuple[Any, Any], skew: bytes | None) -> int:
 
 
 @contextmanager
-def skewed(door: Door, by_us: int) -> Iterator[None]:
+def skewed(door: Door, by_us: int) -> Generator[None]:
     """Shift the clock the scripts see, for tests of clock steps."""
     door.read(("HSET", door.keys.meta, "skew", by_us))
     try:

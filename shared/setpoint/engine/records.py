@@ -1,9 +1,10 @@
-"""What the engine stores about one entity, as values: its trouble, its record, its policy. Packs and unpacks, decides nothing."""
+"""What the engine stores about an entity in trouble, as values. Packs and unpacks, decides nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 __all__ = ["ErrorText", "Reason", "Trouble"]
 
@@ -49,10 +50,8 @@ class Trouble:
         )
         if self.error is None:
             return head.encode()
-        import msgpack  # here, so that `import setpoint` stays quick
-
         error = self.error
-        packed: bytes = msgpack.packb([error.type, error.message, error.where, error.at_us, error.trace])
+        packed: bytes = _msgpack().packb([error.type, error.message, error.where, error.at_us, error.trace])
         return head.encode() + packed
 
     @classmethod
@@ -78,13 +77,17 @@ def _reason(text: str) -> Reason:
 def _error(blob: bytes) -> ErrorText | None:
     if not blob:
         return None
-    import msgpack
-
+    msgpack = _msgpack()
     try:
         type_, message, where, at_us, trace = msgpack.unpackb(blob)
         return ErrorText(str(type_), str(message), str(where), int(at_us), str(trace))
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
+
+
+def _msgpack() -> Any:
+    """Imported late, so that `import setpoint` stays quick; untyped, for it ships no types."""
+    return import_module("msgpack")
 
 
 NO_TROUBLE = Trouble()

@@ -1,8 +1,8 @@
 """The typed face of the Lua scripts: one method a script, and each returns a `Call` that a door runs.
 
-A `Call` is a value, so the same method serves the blocking `Door` and the `AsyncDoor`, and a call whose reply was lost can
-be sent again as it was. Times are integers: microseconds of Redis' clock (`_us`). Refs are strings known to be valid.
-No reply code leaves this file.
+A `Call` is a value, so the same method serves the blocking `Door` and the `AsyncDoor`, and a call whose reply was lost
+can be sent again as it was. Times are integers: microseconds of Redis' clock (`_us`). Refs are strings known to be
+valid. No reply code leaves this file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = [
     "Beat",
     "Call",
     "Claim",
-    "Claimed",
     "ClaimKind",
+    "Claimed",
     "Enqueued",
     "LaneAsk",
     "LaneHint",
@@ -96,7 +96,7 @@ class Enqueued:
     """What became of an enqueue, reschedule or revive."""
 
     outcome: Literal["scheduled", "merged", "wish", "parked", "absent"]
-    """`scheduled`: due then. `merged`: was due earlier or then already. `wish`: runs or is paused, once more after that.
+    """`scheduled`: due then. `merged`: was due by then already. `wish`: runs or is paused, once more after that.
     `parked`: poison, stays parked. `absent`: nothing to act on."""
     due_us: int
     """When it is due now (or what the wish asks for)."""
@@ -210,8 +210,8 @@ class Settlement:
     ref: str
     fence: int
     place: Literal["idle", "due", "failed", "poison", "forget", "gone"]
-    """Where it goes. `failed` and `poison` are parked (failed only if no wish waits), `forget` is in no set, `gone` drops
-    the record too."""
+    """Where it goes. `failed` and `poison` are parked (failed only if no wish waits), `forget` is in no set, `gone`
+    drops the record too."""
     delay_us: int = 0
     """`due`: due so long from now. `idle`: the Janitor looks so long from now (`FAR_US`: never)."""
     trouble: bytes = b""
@@ -438,9 +438,7 @@ class Scripts:
 
         def parse(reply: list[Any]) -> Reap:
             expiry = _int(reply[2])
-            return Reap(
-                _int(reply[0]), _text(reply[1]) == "1", _texts(reply[3:]), expiry if expiry < FAR_US else None
-            )
+            return Reap(_int(reply[0]), _text(reply[1]) == "1", _texts(reply[3:]), expiry if expiry < FAR_US else None)
 
         return self._call("reap", kinds, (), (gap_us, wait_us, lease_us, limit), parse)
 
@@ -458,9 +456,7 @@ class Scripts:
 
     # ------------------------------------------------------------------------------------------------ for workers
 
-    def register(
-        self, worker: str, *, born_us: int, ttl_us: int, info: bytes, kinds: Mapping[str, bytes]
-    ) -> Call[int]:
+    def register(self, worker: str, *, born_us: int, ttl_us: int, info: bytes, kinds: Mapping[str, bytes]) -> Call[int]:
         """Say that this worker lives and publish its kinds, where no younger live worker did; Redis' time."""
         args: list[Arg] = [worker, born_us, ttl_us, info]
         for kind, policy in kinds.items():
@@ -497,9 +493,7 @@ class Scripts:
         extra = [self.keys.hints(lane), *(self.keys.limit(each.kind) for each in kinds)]
 
         def parse(reply: list[Any]) -> Claim:
-            items = tuple(
-                Claimed(_text(reply[i]), _int(reply[i + 1]), reply[i + 2]) for i in range(4, len(reply), 3)
-            )
+            items = tuple(Claimed(_text(reply[i]), _int(reply[i + 1]), reply[i + 2]) for i in range(4, len(reply), 3))
             return Claim(_int(reply[0]), _int(reply[1]), items, _text(reply[2]) == "1", _text(reply[3]) == "1")
 
         return self._call("claim", (each.kind for each in kinds), extra, args, parse)
