@@ -1,11 +1,11 @@
-"""How long to wait after failures, and how many to bear. Pure arithmetic; what has failed how often is kept elsewhere."""
+"""How long to wait after failures, and how many to bear. Pure arithmetic; what has failed is kept elsewhere."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from setpoint.clock import Duration, parse_duration
 from setpoint.errors import UsageError
@@ -137,14 +137,15 @@ class Retry:
     """When delays start over: after a whole list has succeeded, or already after each action that has."""
 
     def __post_init__(self) -> None:
-        attempts: object = self.attempts
+        # As objects: callers without a type checker may give anything.
+        given: Any = self
+        attempts = given.attempts
         if attempts is not None and (not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1):
             raise UsageError(f"attempts is a whole number of 1 or more, or None for no limit, not {attempts!r}")
-        backoff: object = self.backoff
-        if not isinstance(backoff, Backoff):
-            raise UsageError(f"backoff is a Backoff, not {backoff!r}")
-        never: object = self.never
-        if not isinstance(never, tuple) or not all(_exception(each) for each in never):  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(given.backoff, Backoff):
+            raise UsageError(f"backoff is a Backoff, not {given.backoff!r}")
+        never = given.never
+        if not isinstance(never, tuple) or not all(_exception(each) for each in never):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
             raise UsageError(f"never is a tuple of exception types, not {never!r}")
         if self.reset not in {"list", "action"}:
             raise UsageError(f'reset is "list" or "action", not {self.reset!r}')

@@ -11,14 +11,13 @@ import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from decimal import Context, Decimal
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
-from setpoint.engine.scripts import FAR_US, When
 from setpoint.errors import BadTime
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from setpoint.engine.scripts import When
 
 __all__ = [
     "LONGEST_US",
@@ -38,13 +37,16 @@ __all__ = [
 
 SECOND_US: Final = 1_000_000
 
+FAR_US: Final = 1 << 53
+"""Stands for "never": later than any time that is accepted. As `engine.scripts.FAR_US`, which is slow to import."""
+
 LONGEST_US: Final = 36_525 * 86_400 * SECOND_US
 """100 years: anything longer is a mistake of units, and together with today it stays far below `FAR_US`."""
 
-Duration: TypeAlias = "str | int | float | timedelta"
+Duration: TypeAlias = str | int | float | timedelta
 """`"90s"`, `"1h30m"`, `"250ms"`, `"2d"`, a timedelta, or a number of seconds."""
 
-Instant: TypeAlias = "datetime | int | float"
+Instant: TypeAlias = datetime | int | float
 """An aware datetime, or seconds since 1970 UTC."""
 
 _UNITS: Final = {
@@ -59,6 +61,7 @@ _UNITS: Final = {
 _PART: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)(ms|us|µs|w|d|h|m|s)")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 _ACCEPTED: Final = 'write "90s", "1h30m", "250ms", "2d", a timedelta or a number of seconds'
+_EXACT: Final = Context(prec=60)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -99,7 +102,7 @@ def parse_duration(value: object) -> int:
         case float():
             if not math.isfinite(value):
                 raise BadTime(f"{value!r} is not a duration: {_ACCEPTED}")
-            us = round(Fraction(value) * SECOND_US)
+            us = _from_float(value)
         case _:
             raise BadTime(f"{type(value).__name__} is not a duration: {_ACCEPTED}")
     if us < 0:
@@ -112,9 +115,8 @@ def parse_duration(value: object) -> int:
 def _parse_text(text: str) -> int:
     compact = text.strip()
     if _NUMBER.fullmatch(compact):
-        return round(Fraction(compact) * SECOND_US)
-    total = Fraction(0)
-    at, last = 0, math.inf
+        return round(_scaled(compact, SECOND_US))
+    total, at, last = Decimal(0), 0, math.inf
     while at < len(compact):
         part = _PART.match(compact, at)
         if part is None:
@@ -122,10 +124,20 @@ def _parse_text(text: str) -> int:
         unit = _UNITS[part[2].replace("µ", "u")]
         if unit >= last:
             raise BadTime(f"{_short(text)} is not a duration: larger units come first, each once")
-        total, last, at = total + Fraction(part[1]) * unit, unit, part.end()
+        total, last, at = total + _scaled(part[1], unit), unit, part.end()
     if not compact or at < len(compact):
         raise BadTime(f"{_short(text)} is not a duration: {_ACCEPTED}")
     return round(total)
+
+
+def _scaled(number: str, unit: int) -> Decimal:
+    return _EXACT.multiply(Decimal(number), Decimal(unit))
+
+
+def _from_float(seconds: float) -> int:
+    # Whole seconds apart, so that the fraction of a large number is not lost in the product.
+    whole = math.floor(seconds)
+    return whole * SECOND_US + round((seconds - whole) * SECOND_US)
 
 
 def parse_instant(value: object) -> int:
@@ -146,7 +158,7 @@ def parse_instant(value: object) -> int:
         case float():
             if not math.isfinite(value):
                 raise BadTime(f"{value!r} is not a time: give an aware datetime or seconds since 1970")
-            us = round(Fraction(value) * SECOND_US)
+            us = _from_float(value)
         case _:
             raise BadTime(f"{type(value).__name__} is not a time: give an aware datetime or seconds since 1970")
     if not 0 <= us < FAR_US:
@@ -159,6 +171,8 @@ def when(*, at: object = NOT_GIVEN, after: object = NOT_GIVEN) -> When:
 
     Raises `BadTime` if both are given, or one that is no time; `None` is never a time.
     """
+    from setpoint.engine.scripts import When  # here, so that `import setpoint` stays quick
+
     if not isinstance(at, NotGiven):
         if not isinstance(after, NotGiven):
             raise BadTime("give at= or after=, not both")

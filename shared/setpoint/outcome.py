@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import Any, Final, TypeAlias, TypeGuard, assert_never
 
 from setpoint.clock import Duration, parse_duration
 from setpoint.errors import Permanent
-
-if TYPE_CHECKING:
-    from typing import TypeAlias, TypeGuard
 
 __all__ = [
     "Again",
@@ -146,7 +143,7 @@ class Crashed:
     """In words, such as `killed by SIGSEGV`."""
 
 
-Outcome: TypeAlias = "Reached | Nothing | Moved | Waiting | Later | Vanished | Failed | TimedOut | Crashed"
+Outcome: TypeAlias = Reached | Nothing | Moved | Waiting | Later | Vanished | Failed | TimedOut | Crashed
 
 
 def failure(
@@ -187,7 +184,7 @@ def clean(text: str, limit: int) -> str:
 # --------------------------------------------------------------------------------------------------------------- wire
 
 
-def to_wire(outcome: Outcome) -> list[Any]:  # noqa: PLR0911  # one for each outcome
+def to_wire(outcome: Outcome) -> list[Any]:
     """As plain values for a pipe between processes; the first is the outcome's name."""
     match outcome:
         case Reached(state, ran):

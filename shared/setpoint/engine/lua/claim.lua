@@ -85,7 +85,8 @@ if take > 0 then
       redis.call('ZADD', kind.lease, unpack(kind.took))
       redis.call('ZREM', kind.due, unpack(kind.gone))
       if kind.tat then
-        redis.call('SET', kind.limit, str(kind.tat + #kind.gone * kind.each), 'PX', math.ceil(kind.each * #kind.gone / 1000) + 60000)
+        local tat = kind.tat + #kind.gone * kind.each
+        redis.call('SET', kind.limit, str(tat), 'PX', str(math.ceil((tat - now) / 1000) + 60000))
       end
     end
   end

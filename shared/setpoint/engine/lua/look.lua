@@ -1,4 +1,5 @@
 -- Make idle refs due whose time has come (resync), spread evenly so that they do not come as a herd.
+-- FLAGS: allow-oom
 -- KEYS: the common ones.
 -- ARGV: spread, limit.
 -- Returns how many.

@@ -1,4 +1,5 @@
 -- Pause one entity: it keeps its due time as a wish and is evaluated no more until it is revived.
+-- FLAGS: allow-oom
 -- KEYS: the common ones.
 -- ARGV: ref, until (0: until revived), who and why.
 -- Returns 'parked', or 'parking' while it is running: the evaluation ends first.

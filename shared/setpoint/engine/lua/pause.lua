@@ -1,4 +1,5 @@
 -- Pause a fleet, lane or kind: claim and promote pass it by; enqueues are still accepted.
+-- FLAGS: allow-oom
 -- KEYS: the common ones.
 -- ARGV: target, until (0: until resumed), who and why.
 -- Returns 1 if it was not paused before.

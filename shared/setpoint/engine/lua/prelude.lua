@@ -18,6 +18,8 @@ if ARGV[1] ~= '' then
   if seen then
     local number, reply = string.match(seen, '^(%d+) (.*)$')
     if number == ARGV[1] then return cmsgpack.unpack(reply) end
+    -- A copy that a dead connection still delivers, after its caller has gone on: doing it again would do it twice.
+    if tonumber(ARGV[1]) < tonumber(number) then return redis.error_reply('OUTDATED the caller has gone on') end
   end
 end
 
@@ -93,7 +95,11 @@ end
 local function hand_back(kind, ref, h, suspect)
   local wish = redis.call('HGET', WISH, ref)
   local due = wish and math.min(tonumber(wish), h.due) or h.due
-  if h.phase == 'x' then
+  if h.phase == 'x' and redis.call('HEXISTS', PAUSED, 'ref:' .. ref) == 1 then
+    -- Paused after the delete: what is re-created waits, and keeps its wish.
+    redis.call('ZADD', kind.parked, str(now), ref)
+    put_trouble(ref, with_reason('', 'paused'))
+  elseif h.phase == 'x' then
     if wish then
       redis.call('ZADD', kind.due, wish, ref)
       wake_for(tonumber(wish))
@@ -131,6 +137,11 @@ local function ask_for(kind, ref, due)
     local reason = reason_of(trouble)
     if reason == 'paused' then return 'w', wish_for(ref, due) end
     if reason == 'poison' then return 'p', tonumber(parked) end
+    if redis.call('HEXISTS', PAUSED, 'ref:' .. ref) == 1 then
+      -- Failed, then paused: no longer failed, but paused still.
+      put_trouble(ref, with_reason(trouble, 'paused'))
+      return 'w', wish_for(ref, due)
+    end
     redis.call('ZADD', kind.due, str(due), ref)
     redis.call('ZREM', kind.parked, ref)
     if trouble then put_trouble(ref, with_reason(trouble, '-')) end

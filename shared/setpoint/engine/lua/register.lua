@@ -1,4 +1,5 @@
 -- Say that a worker lives, and publish its kinds where no younger live worker has.
+-- FLAGS: allow-oom
 -- KEYS: the common ones, workers, worker, kinds.
 -- ARGV: worker, born, ttl, info, then (kind, policy) for each.
 -- Returns now. `topology` grows if workers or kinds changed.

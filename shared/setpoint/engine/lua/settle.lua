@@ -38,7 +38,12 @@ for i = 1, n do
     statuses[i] = 's'
   elseif h.phase == 'x' then
     statuses[i] = 'x'
-    if wish then
+    if redis.call('HEXISTS', PAUSED, 'ref:' .. ref) == 1 then
+      -- Paused after the delete: what is re-created waits, and keeps its wish.
+      put(kind, 'parked', str(now), ref)
+      troubled[#troubled + 1], troubled[#troubled + 2] = ref, with_reason('', 'paused')
+      wish = nil
+    elseif wish then
       put(kind, 'due', str(wish), ref)
       soonest = math.min(soonest, wish)
     end

@@ -1,4 +1,5 @@
 -- Drop a due time, or the wish of a leased or paused ref. A known entity stays known.
+-- FLAGS: allow-oom
 -- KEYS: the common ones.
 -- ARGV: ref, 1 to keep it in idle.
 -- Returns 1 if there was one.

@@ -1,0 +1,5 @@
+"""`python -m setpoint.cli` is `setpoint`."""
+
+from setpoint.cli import main
+
+main()
