@@ -17,7 +17,7 @@ __all__ = ["Auditor"]
 
 LOG: Final = logging.getLogger("setpoint.scheduler")
 
-PAGE: Final = 6.0
+PAGE: Final = 10.0
 """Seconds between two pages."""
 REST: Final = 60.0
 """Seconds between two passes."""
@@ -93,7 +93,7 @@ class Auditor(Agent):
         while True:
             ((cursor, found),) = self._door.read((scan, key, cursor, "COUNT", BATCH))
             names: Sequence[bytes] = list(found) if scan == "HSCAN" else [member for member, _ in found]
-            yield [name.decode() for name in names]
+            yield [ref for ref in (name.decode(errors="replace") for name in names) if "�" not in ref]
             if not int(cursor):
                 return
 

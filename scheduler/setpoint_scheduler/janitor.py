@@ -16,7 +16,7 @@ __all__ = ["Janitor"]
 
 LOG: Final = logging.getLogger("setpoint.scheduler")
 
-PERIOD: Final = 10.0
+PERIOD: Final = 20.0
 """Seconds between two looks at the same duty."""
 SHORTEST: Final = 1.0
 DEAD_FOR: Final = 60.0
@@ -66,13 +66,13 @@ class Janitor(Agent):
 
     def _end_pauses(self) -> None:
         """What is paused until an instant goes on by itself then."""
-        time, skew, (cursor, found) = self._door.read(
-            ("TIME",),
-            ("HGET", self._door.keys.meta, "skew"),
+        ((cursor, found),) = self._door.read(
             ("HSCAN", self._door.keys.paused, self._pauses_cursor, "COUNT", BATCH),
         )
         self._pauses_cursor = int(cursor)
-        now_us = int(time[0]) * 1_000_000 + int(time[1]) + int(skew or 0)
+        if not found:
+            return
+        now_us = self._door.now_us()
         for field, value in found.items():
             until = value.partition(b" ")[0]
             if not until.isdigit() or not 0 < int(until) <= now_us:

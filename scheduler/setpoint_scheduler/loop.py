@@ -18,7 +18,7 @@ import redis
 from redis.connection import Connection
 
 from setpoint.engine.connect import connect
-from setpoint.errors import RedisUnavailable
+from setpoint.errors import RedisFull, RedisUnavailable
 
 __all__ = ["Agent", "Loop", "Ticks", "Wake"]
 
@@ -195,6 +195,8 @@ class Loop:
                 self._tick(slot)
 
     def _wait(self) -> None:
+        if self._stopping:
+            return
         listens_at = max((slot.listens_at for slot in self._slots if slot.agent.wakes), default=0.0)
         until = min(slot.at for slot in self._slots)
         if listens_at <= monotonic():
@@ -205,8 +207,6 @@ class Loop:
                 until = min(until, self._wake.retry_at)
         else:
             until = min(until, listens_at)
-        if self._stopping:
-            return
         sockets = [self._stop_out]
         outstanding = self._wake.socket()
         if outstanding is not None:
@@ -225,6 +225,10 @@ class Loop:
         began = monotonic()
         try:
             wait = slot.agent.tick()
+        except RedisFull as error:  # it answers, and most scripts are allowed to run
+            slot.ticks.failures += 1
+            self._failed(slot, error)
+            return
         except RedisUnavailable as error:
             slot.ticks.failures += 1
             self._away(error)

@@ -32,7 +32,7 @@ class Plan:
         self.topology = -1
         self.policies: dict[str, Policy] = {}
         self.lanes: dict[str, tuple[str, ...]] = {}
-        """Lane -> its kinds. A lane is in no other place: kinds that nobody published are not promoted."""
+        """Lane -> its kinds. Kinds that nobody published are in none, and so not promoted."""
         self.workers: dict[str, int] = {}
         """Lane -> how many live workers serve it."""
         self.dead: dict[str, int] = {}

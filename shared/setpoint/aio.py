@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from types import TracebackType
@@ -101,8 +101,11 @@ class AsyncFleet:
         """As `Fleet.explain`."""
         return await self._do(self._verbs.explain(ref))
 
-    async def wait(  # the same signature as the blocking one
-        self, ref: str | Ref, timeout: Duration = "30s", goal: str | None = None
+    async def wait(
+        self,
+        ref: str | Ref,
+        timeout: Duration = "30s",  # noqa: ASYNC109  # the same signature as the blocking one
+        goal: str | None = None,
     ) -> EntityView:
         """As `Fleet.wait`."""
         return await self._do(self._verbs.wait(ref, timeout, goal))
@@ -203,7 +206,7 @@ class AsyncFleet:
             return await _drive(door, steps, first, self._fleet.redis_url)
 
     @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[AsyncDoor]:
+    async def _borrowed(self) -> AsyncGenerator[AsyncDoor]:
         """A door that no other task uses meanwhile."""
         doors = self._doors.setdefault(asyncio.get_running_loop(), _Doors())
         async with doors.room:

@@ -196,13 +196,14 @@ def _serves(info: bytes, lane: str) -> bool:
     return not isinstance(lanes, list | tuple) or lane in lanes
 
 
-def _read(info: bytes) -> object:
+def _read(info: bytes) -> Any:
     import msgpack
 
     try:
-        return json.loads(info) if info[:1] == b"{" else msgpack.unpackb(info)
+        said: Any = json.loads(info) if info[:1] == b"{" else msgpack.unpackb(info)  # pyright: ignore[reportUnknownVariableType]
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
+    return said  # pyright: ignore[reportUnknownVariableType]
 
 
 def _when(at: datetime) -> str:

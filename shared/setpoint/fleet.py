@@ -42,12 +42,12 @@ class Fleet:
 
     Making one opens nothing and imports no Redis: the first verb connects. `redis_url` says where (see `Settings`),
     `namespace` which of several fleets there. `unknown_kind="accept"` lets verbs write to kinds that neither this fleet
-    nor any worker ever declared; a fleet that declares nothing, a pure client, accepts any. `patience` is how long a verb
-    goes on trying when Redis does not answer.
+    nor any worker ever declared; a fleet that declares nothing, a pure client, accepts any. `patience` is how long a
+    verb goes on trying when Redis does not answer.
 
     All verbs raise `BadRef` for what is no `kind/id`, `BadTime` for what is no time, `ConfigurationError` if no URL is
-    configured or it makes no sense, `RedisUnavailable` if Redis does not answer within `patience`, and `RedisFull` if it
-    refuses writes for want of memory. What the caller got wrong is found before anything is written.
+    configured or it makes no sense, `RedisUnavailable` if Redis does not answer within `patience`, and `RedisFull` if
+    it refuses writes for want of memory. What the caller got wrong is found before anything is written.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Fleet:
             payload_limit=self.settings.payload_limit,
             accept_unknown=unknown_kind == "accept",
         )
-        self._free: deque[Door] = deque(maxlen=None)
+        self._free: deque[Door] = deque()
         self._pid = os.getpid()
 
     @classmethod
@@ -101,16 +101,19 @@ class Fleet:
         cap: int | None = None,
         rate: str | tuple[int, Duration] | None = None,
         remember: bool | None = None,
+        settable: bool | None = None,
         exclusive: bool = False,
         after_success: Literal["check", "idle"] = "check",
     ) -> Callable[[C], C]:
         """Declare the class below as the kind `name`.
 
-        `initial`: state of a managed entity whose first goal is set. `lane`: which workers run it. `retry`: when and how
-        often failures are tried again (default: for ever, 10 s growing to 1 h). `timeout`: for one evaluation, None is
-        none. `resync`: evaluate each known entity this often, even at rest. `cap`: evaluations at once in the whole
-        fleet. `rate`: evaluations started, such as `"100/1m"`. `remember`: stays known at rest (managed ones always do).
-        `exclusive`: killed at once when its lease may be lost. `after_success="idle"`: do not check the goal.
+        `initial`: state of a managed entity whose first goal is set. `lane`: which workers run it. `retry`: when and
+        how often failures are tried again (default: for ever, 10 s growing to 1 h). `timeout`: for one evaluation,
+        None is none. `resync`: evaluate each known entity this often, even at rest. `cap`: evaluations at once in the
+        whole fleet. `rate`: evaluations started, such as `"100/1m"`. `remember`: stays known at rest (managed ones
+        always do). `settable`: the goal of an Observed entity can be set with `set` and is `self.goal` (default: if it
+        has no `goal_state` of its own). `exclusive`: killed at once when its lease may be lost. `after_success="idle"`: do not check the
+        goal.
 
         Raises `DuplicateKind`, `UnknownState`, `BadTime`, and `UsageError` for whatever else cannot be meant.
         """
@@ -127,6 +130,7 @@ class Fleet:
                 cap=cap,
                 rate=rate,
                 remember=remember,
+                settable=settable,
                 exclusive=exclusive,
                 after_success=after_success,
             )
@@ -145,7 +149,7 @@ class Fleet:
         labels: Mapping[str, str] | NotGiven = NOT_GIVEN,
         if_revision: int | None = None,
     ) -> SetResult:
-        """Set the goal of a managed entity and have it evaluated now; it is made if there is none.
+        """Set the goal of a managed or settable entity and have it evaluated now; it is made if there is none.
 
         `data` (any value that can be stored) and `labels` (strings) replace what it has; left out, they stay.
         `if_revision`: only if its record has this revision, 0 being none. Another goal clears failures and crashes.
@@ -161,7 +165,8 @@ class Fleet:
         data: Any = NOT_GIVEN,
         labels: Mapping[str, str] | NotGiven = NOT_GIVEN,
     ) -> list[SetResult]:
-        """Set many goals, (ref, goal) each; all are checked before the first is written, then each is a write of its own."""
+        """Set many goals, (ref, goal) each; all are checked before the first is written, then each is a write of its
+        own."""
         return self._do(self._verbs.set_many(items, data=data, labels=labels))
 
     # ------------------------------------------------------------------------------------------------ due times
@@ -179,8 +184,8 @@ class Fleet:
     def enqueue_many(self, items: Iterable[tuple[str | Ref, Instant | Duration]]) -> list[Enqueued]:
         """Enqueue many, (ref, when) each: a datetime is an instant, anything else a duration from now, 0 is now.
 
-        All are checked before the first is written; they go in batches of 256, and a ref named twice goes once, with the
-        earlier time. Answers in the order given. After an error, repeat the whole: it changes nothing.
+        All are checked before the first is written; they go in batches of 256, and a ref named twice goes once, with
+        the earlier time. Answers in the order given. After an error, repeat the whole: it changes nothing.
         """
         return self._do(self._verbs.enqueue_many(items))
 
@@ -209,10 +214,11 @@ class Fleet:
         return self._do(self._verbs.explain(ref))
 
     def wait(self, ref: str | Ref, timeout: Duration = "30s", goal: str | None = None) -> EntityView:
-        """Wait until it is at rest, with its goal reached if it has one; or until it is in state `goal`, if that is given.
+        """Wait until it is at rest, with its goal reached if it has one; or until it is in state `goal`, if that is
+        given.
 
-        An entity nothing is known of is at rest. Raises `TimedOut` after `timeout`, or at once when it is parked: it will
-        not get there by itself.
+        An entity nothing is known of is at rest. Raises `TimedOut` after `timeout`, or at once when it is parked: it
+        will not get there by itself.
         """
         return self._do(self._verbs.wait(ref, timeout, goal))
 
@@ -241,7 +247,8 @@ class Fleet:
         limit: int = 100,
         prefix: str | None = None,
     ) -> list[EntityView]:
-        """Entities by kind, recorded state, place and start of their ids; `limit` at most, the earliest first in each place.
+        """Entities by kind, recorded state, place and start of their ids; `limit` at most, the earliest first in each
+        place.
 
         Entities that are at rest and forgotten are not listed. Looking for a rare state reads all entities of the kind.
         """
@@ -254,7 +261,8 @@ class Fleet:
     # ------------------------------------------------------------------------------------------------ forgetting
 
     def delete(self, ref: str | Ref) -> Deleted:
-        """Forget it at once. If it runs it is told, and its outcome dropped: `cancelling`. Unknown: `absent`, no error."""
+        """Forget it at once. If it runs it is told, and its outcome dropped: `cancelling`. Unknown: `absent`, no
+        error."""
         return self._do(self._verbs.delete(ref))
 
     def delete_many(self, refs: Iterable[str | Ref]) -> dict[str, Deleted]:
@@ -264,7 +272,8 @@ class Fleet:
     # ------------------------------------------------------------------------------------------------ dead letters
 
     def revive(self, ref: str | Ref) -> Enqueued:
-        """Take it out of parked, whatever the reason, with its failures and crashes forgotten; `absent` if it was not."""
+        """Take it out of parked, whatever the reason, with its failures and crashes forgotten; `absent` if it was
+        not."""
         return self._do(self._verbs.revive(ref))
 
     def dead(self, kind: str | None = None, limit: int = 100) -> list[DeadLetter]:
@@ -290,7 +299,8 @@ class Fleet:
         for_: Duration | NotGiven = NOT_GIVEN,
         who: str = "",
     ) -> PauseInfo:
-        """Pause `fleet`, `lane:<lane>`, `kind:<kind>` or one entity, until an instant, for a duration, or until resumed.
+        """Pause `fleet`, `lane:<lane>`, `kind:<kind>` or one entity, until an instant, for a duration, or until
+        resumed.
 
         What runs ends; enqueues are accepted and wait. Pausing again replaces why, who and until.
         """
@@ -361,7 +371,7 @@ class Fleet:
             return _drive(door, steps, first, self.redis_url)
 
     @contextmanager
-    def _borrowed(self) -> Iterator[Door]:
+    def _borrowed(self) -> Generator[Door]:
         """A door that nobody else uses meanwhile. No lock: one that was held at a fork would stay so."""
         if self._pid != os.getpid():
             self._free, self._pid = deque(), os.getpid()  # the others' connections are the parent's
@@ -386,7 +396,7 @@ class Fleet:
             door.close()
 
 
-def _drive(door: Door, steps: Generator[Step, Any, T], step: Step | None = None, url: str = "") -> T:
+def _drive(door: Door, steps: Steps[T], step: Step | None = None, url: str = "") -> T:
     """Run the steps of a verb with a door."""
     ear: _Ear | None = None
     try:

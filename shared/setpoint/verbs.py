@@ -163,10 +163,10 @@ class Verbs:
         initial = ""
         if kind is not None:
             policy = kind.policy
-            if not policy.managed:
+            if not policy.recorded:
                 raise UsageError(
-                    f"{ref}: the goal of an Observed entity lives in your application: change it there and "
-                    f"enqueue({ref!r})"
+                    f"{ref}: the goal of this Observed entity lives in your application: change it there and "
+                    f"enqueue({ref!r}), or declare it settable=True"
                 )
             _check_state(policy, goal)
             initial = policy.initial
@@ -201,20 +201,21 @@ class Verbs:
                 due, said = _due(value), value
             asked.append((ref if type(ref) is str and quick(ref) else read_ref(ref), due))
         soonest: dict[tuple[str, bool], When] = {}
-        for ref, due in asked:
-            key = ref, due.relative
-            had = soonest.get(key)
-            if had is None or due.us < had.us:
-                soonest[key] = due
-        distinct = [(ref, due) for (ref, _), due in soonest.items()]
+        distinct = asked
+        if len({ref for ref, _ in asked}) < len(asked):
+            for ref, due in asked:
+                key = ref, due.relative
+                had = soonest.get(key)
+                if had is None or due.us < had.us:
+                    soonest[key] = due
+            distinct = [(ref, due) for (ref, _), due in soonest.items()]
         yield from self._known({kind_of(ref) for ref, _ in distinct})
-        replies: dict[tuple[str, bool], Enqueued] = {}
         done: list[Enqueued] = []
         for start in range(0, len(distinct), BATCH):
             batch = distinct[start : start + BATCH]
             answer: tuple[engine.Enqueued, ...] = yield self.scripts.enqueue(batch)
             done += [Enqueued(ref, got.due_us, got.outcome) for (ref, _), got in zip(batch, answer, strict=True)]
-        if len(done) == len(asked):
+        if distinct is asked:
             return done
         replies = dict(zip(soonest, done, strict=True))
         return [replies[ref, due.relative] for ref, due in asked]
@@ -331,7 +332,7 @@ class Verbs:
         found: dict[str, EntityView] = {}
         for name in kinds:
             for where in _PLACES if place is None else (place,):
-                pages = self._pages(self._set_of(name, cast("Place", where)), f"{name}/{start}")
+                pages = self._pages(self._set_of(name, where), f"{name}/{start}")
                 yield from self._collect(pages, wanted, most, found)
                 if len(found) >= most:
                     return list(found.values())
@@ -470,7 +471,7 @@ class Verbs:
             (troubles,) = yield ((b"HMGET", self.keys.trouble, *refs),)
             for ref, since, stored in zip(refs, page[1::2], troubles, strict=True):
                 trouble = Trouble.unpack(stored or b"")
-                if trouble.reason in {"failed", "poison"}:
+                if trouble.reason == "failed" or trouble.reason == "poison":  # narrows the type
                     found.append(DeadLetter(ref, trouble.reason, to_datetime(_us(since)), trouble))
             start += BATCH
         return found[:most]
@@ -673,9 +674,14 @@ def _pairs(items: object, second: str) -> Iterator[tuple[object, object]]:
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise UsageError(f"give a list of (ref, {second}), not {type(items).__name__}")
     for item in cast("Iterable[object]", items):
-        if not isinstance(item, tuple | list) or len(cast("Sequence[object]", item)) != 2:
-            raise UsageError(f"give a list of (ref, {second}); {str(item)[:80]!r} is no such pair")
-        yield cast("tuple[object, object]", item)
+        pair = _sequence(item)
+        if len(pair) != 2:
+            raise UsageError(f"give a list of (ref, {second}); {repr(item)[:80]} is no such pair")
+        yield pair[0], pair[1]
+
+
+def _sequence(item: object) -> Sequence[object]:
+    return cast("Sequence[object]", item) if isinstance(item, tuple | list) else ()
 
 
 def _due(value: object) -> When:

@@ -1,4 +1,5 @@
-"""What a fleet answers its clients, as frozen values. `as_dict()` of each is ready for JSON: times are RFC 3339 text."""
+"""What a fleet answers its clients, as frozen values. `as_dict()` of each is ready for JSON: times are RFC 3339
+text."""
 
 from __future__ import annotations
 
@@ -59,8 +60,8 @@ class SetResult(NamedTuple):
     changed: bool
     """The goal is another than before."""
     outcome: Literal["scheduled", "wish", "parked"]
-    """`scheduled`: due now. `wish`: it runs or is paused, once more after that. `parked`: it is poison and stays parked;
-    `revive` it."""
+    """`scheduled`: due now. `wish`: it runs or is paused, once more after that. `parked`: it is poison and stays
+    parked; `revive` it."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -207,9 +208,9 @@ class Explanation:
     next_at: datetime | None = None
     """When that happens; None: at once, or nothing does by itself."""
     codes: Sequence[str] = ()
-    """The same as `why` for programs: `backoff`, `waiting`, `scheduled`, `ready`, `paused`, `kind-unknown`, `no-workers`,
-    `at-cap`, `leased`, `suspect`, `wish`, `cancelling`, `failed`, `poison`, `at-goal`, `not-at-goal`, `resync`,
-    `unknown`."""
+    """The same as `why` for programs: `backoff`, `waiting`, `scheduled`, `ready`, `paused`, `kind-unknown`,
+    `no-workers`, `at-cap`, `leased`, `suspect`, `wish`, `cancelling`, `failed`, `poison`, `at-goal`, `not-at-goal`,
+    `resync`, `unknown`."""
     entity: EntityView | None = None
 
     @property

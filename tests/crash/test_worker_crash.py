@@ -77,9 +77,7 @@ def test_a_stuck_action_is_killed_and_only_it_is_charged(setup: Setup) -> None:
     assert setup.trouble("stuck/a").crashes == 0
     assert uncharged(setup, "slow/mate-1.5")
     assert setup.trouble("slow/mate-1.5").suspect == 0
-    worker.send_signal(signal.SIGTERM)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert setup.stop_now(worker) == 0
 
 
 def test_children_die_with_their_worker(setup: Setup) -> None:
@@ -87,7 +85,11 @@ def test_children_die_with_their_worker(setup: Setup) -> None:
     child = setup.child_of(worker)
     worker.kill()
     worker.wait(5)
-    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, timeout=3)
+
+    def gone() -> bool:
+        return not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+    wait_until(gone, timeout=3)
 
 
 def test_a_dead_workers_refs_run_again_after_the_lease(setup: Setup) -> None:
@@ -107,6 +109,4 @@ def test_a_dead_workers_refs_run_again_after_the_lease(setup: Setup) -> None:
     assert setup.trouble("slow/a-30").suspect == 1
     again = setup.worker()
     wait_until(lambda: len(setup.ran("start")) == 2)
-    again.send_signal(signal.SIGTERM)
-    again.send_signal(signal.SIGTERM)
-    assert again.wait(10) == 0
+    assert setup.stop_now(again) == 0

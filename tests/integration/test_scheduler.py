@@ -16,7 +16,6 @@ from typing import Any
 
 import msgpack
 import pytest
-import redis
 from rq import Queue
 
 from setpoint.engine.door import Door, skewed
@@ -223,6 +222,24 @@ class TestHints:
             wait_until(fleet.hints, timeout=2)
         assert [r.message for r in caplog.records].count("policy unreadable") == 1
 
+    def test_a_full_room_does_not_spin(self, new_server: NewServer, namespace: str) -> None:
+        server = new_server()
+        fleet = Fleet(server, namespace)
+        fleet.publish("host")
+        with scheduler(fleet.settings):
+            fleet.enqueue("host/1", "host/2")
+            wait_until(lambda: len(fleet.hints()) == 2, timeout=3)
+            with server.client() as client:
+                client.config_resetstat()
+                sent, end = 0, monotonic() + 1
+                while monotonic() < end:
+                    fleet.enqueue(f"host/{sent % 200}-x")
+                    sent += 1
+                ran = client.info("commandstats")["cmdstat_evalsha"]["calls"] - sent
+        assert sent > 1000
+        assert ran <= 520
+        fleet.close()
+
 
 class TestLostHints:
     def test_flushed_rq_server(self, new_server: NewServer, redis_server: Server, url: str, namespace: str) -> None:
@@ -316,7 +333,7 @@ class TestReaper:
         assert fleet.due("host/1") is None
         wait_until(lambda: bool(reaper.tick()) and fleet.due("host/1") is not None, timeout=1.5)
 
-    def test_a_restarted_server_does_not_cost_live_workers_their_leases(self, fleet: Fleet) -> None:
+    def test_a_clock_step_ahead_costs_live_workers_no_leases(self, fleet: Fleet) -> None:
         fleet.publish("host")
         fleet.enqueue("host/1")
         claim = fleet.claim("host", lease=2)
@@ -369,6 +386,7 @@ class TestClockSteps:
             ]
 
         with looping(fleet, agents):
+            wait_until(fleet.hints, timeout=3)
             fleet.claim("host")
             with skewed(fleet.door, -600 * SECOND):
                 wait_until(lambda: "clock stepped back" in caplog.messages, timeout=3)
@@ -437,7 +455,7 @@ class TestJanitor:
             ("ZADD", fleet.keys.idle("host"), now - 1, "host/old", now + 60 * SECOND, "host/new"),
             ("ZADD", fleet.keys.idle("disk"), now - 1, "disk/old"),
         )
-        assert 0 < self.janitor(fleet).tick() <= 10
+        assert 0 < self.janitor(fleet).tick() <= 20
         assert fleet.due("host/old") is not None
         assert fleet.due("host/new") is None
         assert fleet.due("disk/old") is None
@@ -594,6 +612,16 @@ class TestLoop:
         assert 1 < broken.tries < 10
         assert caplog.messages.count("agent failed") == 1
 
+    def test_full_memory_is_not_taken_for_an_outage(self, fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+        fleet.publish("host", resync_us=SECOND)
+        fleet.door.read(("ZADD", fleet.keys.idle("host"), 5, "host/1"), ("CONFIG", "SET", "maxmemory", "1"))
+        with scheduler(fleet.settings):
+            wait_until(lambda: "rq is away" in caplog.messages, timeout=3, what="RQ's writes to be refused")
+            wait_until(lambda: fleet.due("host/1") is not None, timeout=3, what="scripts to go on")
+            fleet.door.read(("CONFIG", "SET", "maxmemory", "0"))
+            wait_until(fleet.hints, timeout=5)
+        assert "redis is away" not in caplog.messages
+
     def test_wake_ups_wait_while_an_agent_holds(self, fleet: Fleet) -> None:
         class Holding(Agent):
             name = "holding"
@@ -667,6 +695,5 @@ def test_a_wake_survives_the_end_of_its_connection(fleet: Fleet) -> None:
         wait_until(wake.arm, timeout=2)
         fleet.rq.rpush(fleet.keys.wake, "1")
         assert wake.take()
-        assert isinstance(fleet.rq, redis.Redis)
     finally:
         wake.close()

@@ -269,7 +269,8 @@ def test_children_are_replaced_by_count(setup: Setup) -> None:
     for start in range(0, 300, 50):
         refs = [f"noted/{i}" for i in range(start, start + 50)]
         setup.ring(*refs)
-        wait_until(lambda: all(setup.place(ref) == "idle" for ref in refs))
+        for ref in refs:
+            setup.until_place(ref, "idle")
         let_pass(0.3)
     pids = {line.split()[0] for line in setup.log.read_text().splitlines()}
     assert len(pids) >= 3

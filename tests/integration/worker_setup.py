@@ -44,7 +44,7 @@ class Setup:
             process = subprocess.Popen([*command, *options], cwd=ROOT, env=env, stdout=out, stderr=out)
         self.workers.append(process)
         if ready:
-            wait_until(lambda: self.rq_workers() - known or process.poll() is not None, what=f"a worker: {self.said()}")
+            wait_until(lambda: self.rq_workers() - known or process.poll() is not None, what="a worker")
         return process
 
     def said(self) -> str:
@@ -74,10 +74,9 @@ class Setup:
 
     def place(self, ref: str) -> str:
         keys, kind = self.door.keys, ref.partition("/")[0]
-        for name, key in (
-            ("lease", keys.lease(kind)), ("due", keys.due(kind)), ("idle", keys.idle(kind)), ("parked", keys.parked(kind)),
-        ):  # fmt: skip
-            if self.redis.zscore(key, ref) is not None:
+        places = {"lease": keys.lease, "due": keys.due, "idle": keys.idle, "parked": keys.parked}
+        for name, key_of in places.items():
+            if self.redis.zscore(key_of(kind), ref) is not None:
                 return name
         return "none"
 
@@ -86,7 +85,13 @@ class Setup:
         return Trouble.unpack(stored or b"")
 
     def until_place(self, ref: str, place: str, timeout: float = 10) -> None:
-        wait_until(lambda: self.place(ref) == place, timeout, what=f"{ref} at {place}; worker: {self.said()[-3000:]}")
+        try:
+            wait_until(lambda: self.place(ref) == place, timeout)
+        except AssertionError as error:
+            clients = [(each["name"], each["cmd"], each["idle"]) for each in self.redis.client_list()]
+            raise AssertionError(
+                f"{ref} is not {place} but {self.place(ref)}; ran {self.ran()[-5:]}; {clients}; {self.said()[-2000:]}"
+            ) from error
 
     def ran(self, word: str = "") -> list[str]:
         """What the application has noted, without the pids."""
@@ -101,6 +106,13 @@ class Setup:
     def stop(self, process: subprocess.Popen[bytes], timeout: float = 10) -> int:
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout)
+
+    def stop_now(self, process: subprocess.Popen[bytes]) -> int:
+        """Two signals, apart, so that they do not become one."""
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in self.said() or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(10)
 
     def close(self) -> None:
         for process in self.workers:

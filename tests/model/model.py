@@ -292,6 +292,8 @@ class Model:
                 self.events.append((ref, f"reaped {self.holder[ref].worker}"))
                 self._hand_back(ref, suspect=True)
                 refs.append(ref)
+        if refs:
+            self.counters["takeovers"] = self.counters.get("takeovers", 0) + len(refs)
         ahead = min((item for kind in kinds for item in self.of_kind("lease", kind)), default=None)
         return Reap(self.now, False, tuple(refs), ahead[0] if ahead else None)
 
@@ -376,8 +378,10 @@ class Model:
                 continue
             if each.cap:
                 room = min(room, each.cap - len(self.of_kind("lease", each.kind)))
-            if each.rate:
-                tat = min(max(self.tats.get(each.kind, 0), self.now), self.now + each.per_us)
+            if each.rate and room > 0:
+                tat = max(self.tats.get(each.kind, 0), self.now)
+                if tat > self.now + each.per_us + 1:
+                    tat = self.tats[each.kind] = self.now + each.per_us
                 room = min(room, (self.now + each.per_us - tat) // (each.per_us // each.rate))
                 tats[each.kind] = tat, each.per_us // each.rate
             if room <= 0:

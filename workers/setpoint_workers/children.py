@@ -35,7 +35,7 @@ class Child:
     """One runner child and what it holds. The socket never blocks the worker: what does not fit waits in `outbox`."""
 
     def __init__(self, role: Role, app: str, slots: int, *, in_thread: Start | None = None) -> None:
-        """Start it; it says `ready` by itself. Call from the main thread: the child dies with the thread that made it."""
+        """Start it; it says `ready` by itself. Call from the main thread: it dies with the thread that made it."""
         self.role: Role = role
         self.slots = slots
         self.ready = False

@@ -13,7 +13,7 @@ __all__ = ["worker"]
 
 @click.command()
 @click.option("-n", "--processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Workers to run.")
-@click.option("--lanes", default="", help="Serve only these, separated by commas. Default: all lanes of the application.")
+@click.option("--lanes", default="", help="Serve only these, separated by commas. Default: all of the application.")
 @click.option("--app", envvar="SETPOINT_APP", required=True, help="The application, module:fleet (SETPOINT_APP).")
 @click.option("--slots", type=click.IntRange(1, 10_000), default=4, show_default=True, help="Evaluations at once.")
 @click.option("--grace", default=None, help="Time to end what runs after SIGTERM, such as 30s.")
@@ -22,7 +22,7 @@ __all__ = ["worker"]
 @click.option("--redis-url", default=None, help="Where the truth is kept (SETPOINT_REDIS_URL).")
 @click.option("--namespace", default=None, help="Which fleet (SETPOINT_NAMESPACE).")
 @click.option("--max-items", type=click.IntRange(0), default=0, help="Replace the child after so many evaluations.")
-@click.option("--max-memory", type=click.IntRange(0), default=0, help="Replace the child when it has more MiB than this.")
+@click.option("--max-memory", type=click.IntRange(0), default=0, help="Replace the child when it has more MiB.")
 @click.pass_context
 def worker(
     context: click.Context,
@@ -40,8 +40,8 @@ def worker(
 ) -> None:
     """Evaluate what is due.
 
-    The first SIGTERM lets running evaluations end within the grace time, the second ends at once; what was not finished is
-    handed back. Exits with 2 if the application does not import.
+    The first SIGTERM lets running evaluations end within the grace time, the second ends at once; what was not finished
+    is handed back. Exits with 2 if the application does not import.
     """
     from setpoint.errors import ConfigurationError
     from setpoint.settings import Settings
@@ -58,7 +58,13 @@ def worker(
     chosen = tuple(lane.strip() for lane in lanes.split(",") if lane.strip())
     context.exit(
         run(
-            settings, app, lanes=chosen, slots=slots, isolation=isolation, max_items=max_items, max_memory=max_memory << 20
+            settings,
+            app,
+            lanes=chosen,
+            slots=slots,
+            isolation=isolation,
+            max_items=max_items,
+            max_memory=max_memory << 20,
         )
     )
 

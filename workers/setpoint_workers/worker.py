@@ -1,7 +1,7 @@
-"""One fleet worker: an RQ worker whose jobs are only hints. It claims what is due, has its child run it, settles the outcomes.
+"""One fleet worker: an RQ worker whose jobs are only hints. It claims what is due, has it run, settles the outcomes.
 
-One thread, one `poll` over the popping connection, the children's sockets and a wake pipe; signals and RQ's commands set
-flags only. User code never runs here (except with isolation `none`), and nothing read from Redis is imported.
+One thread, one `poll` over the popping connection, the children's sockets and a wake pipe; signals and RQ's commands
+set flags only. User code never runs here (except with isolation `none`), and nothing read from Redis is imported.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ from setpoint.engine.connect import connect
 from setpoint.engine.door import Door
 from setpoint.engine.records import NO_TROUBLE, Trouble
 from setpoint.engine.scripts import BATCH, Call, Claim, ClaimKind, Released, Settlement, When
-from setpoint.entity import kind_of
 from setpoint.errors import RedisUnavailable
 from setpoint.jobs import JSONSerializer, is_hint, job_key, queue_key
 from setpoint.judge import Verdict, judge, park_poison, poisoned
-from setpoint.outcome import Crashed, Outcome, TimedOut, from_wire
+from setpoint.outcome import Crashed, Failed, Outcome, TimedOut, from_wire
 from setpoint.registry import Policy, Registry
 from setpoint.settings import Settings
 from setpoint_workers.children import Child, Respawn, Role
@@ -54,7 +53,10 @@ log = logging.getLogger("setpoint.worker")
 EXIT_UNFIT: Final = 2
 """The application does not import."""
 
-BUCKETS_US: Final = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 60_000_000, 600_000_000)
+BUCKETS_US: Final = (
+    *(1_000, 3_000, 10_000, 30_000, 100_000, 300_000),
+    *(1_000_000, 3_000_000, 10_000_000, 60_000_000, 600_000_000),
+)
 """Upper bounds of the histograms' buckets; one more is without bound."""
 
 _LE: Final = (*(f"{us / 1e6:g}" for us in BUCKETS_US), "+Inf")
@@ -85,8 +87,8 @@ class Info(NamedTuple):
     claim: ClaimKind
     duration: tuple[str, ...]
     wait: tuple[str, ...]
-    quick: dict[tuple[Any, ...], tuple[str, Settlement]]
-    """Verdicts that are the same for every entity without trouble, by outcome."""
+    quick: dict[tuple[Any, ...], Settlement]
+    """Settlements that are the same for every entity without trouble, by outcome."""
 
 
 class Held(NamedTuple):
@@ -142,7 +144,12 @@ class FleetWorker(Worker):
         name = f"{host}.{os.getpid()}.{os.urandom(3).hex()}"
         rq = connect(settings.hints_url, role="worker-rq", timeout=2.0)
         super().__init__(
-            list(options.lanes), name=name, connection=rq, serializer=JSONSerializer, prepare_for_work=False, worker_ttl=60
+            list(options.lanes),
+            name=name,
+            connection=rq,
+            serializer=JSONSerializer,
+            prepare_for_work=False,
+            worker_ttl=60,
         )
         self.hostname, self.pid = host, os.getpid()
         self.version = VERSION
@@ -165,6 +172,7 @@ class FleetWorker(Worker):
         self._children: list[Child] = []
         self._respawn = Respawn()
         self._respawn_alone = Respawn()
+        self._successor_at = 0.0
         self._intake = Intake(options.slots)
         self._due: dict[str, str] = {}  # lanes that may have more that is due -> hint to drop with the next claim
         self._more = False
@@ -209,7 +217,7 @@ class FleetWorker(Worker):
     def validate_queues(self) -> None:
         """Lanes are known later, from the application."""
 
-    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as RQ calls it
         """A signal: only noted; the wake pipe has its number already."""
         self._signals += 1
 
@@ -217,7 +225,7 @@ class FleetWorker(Worker):
         """The same: the second one counts as force."""
         self.request_stop(signum, frame)
 
-    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002
         """Kill the children; what they held is handed back and nothing is charged."""
         for child in self._children:
             child.kill()
@@ -225,19 +233,17 @@ class FleetWorker(Worker):
     def check_for_suspension(self, burst: bool) -> None:
         """Done in the loop."""
 
-    def execute_job(self, job: Any, queue: Any) -> None:
+    def execute_job(self, job: Any, queue: Any) -> None:  # noqa: ARG002
         """Never: a job is a hint here."""
         raise AssertionError("a fleet worker executes no RQ job")
 
     def handle_payload(self, message: Any) -> None:
         """A command over RQ's pub/sub, in its thread: noted for the loop."""
-        with contextlib.suppress(ValueError, KeyError, AttributeError):
-            payload = parse_payload(message)
-            if isinstance(payload, dict):
-                self._commands.append(payload)
-                self._wake()
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            self._commands.append(dict(parse_payload(message)))
+            self._wake()
 
-    def _pubsub_exception_handler(self, exc: Any, pubsub: Any, pubsub_thread: Any) -> None:
+    def _pubsub_exception_handler(self, exc: Any, pubsub: Any, pubsub_thread: Any) -> None:  # noqa: ARG002
         """RQ's server is away: go on listening a little later."""
         threading.Event().wait(0.5)
 
@@ -251,9 +257,10 @@ class FleetWorker(Worker):
 
     def unsubscribe(self) -> None:
         """The opposite."""
-        thread, pubsub = self.pubsub_thread, self.pubsub
+        thread: Any = self.pubsub_thread
+        pubsub: Any = self.pubsub
         self.pubsub_thread = None
-        if thread is None or pubsub is None:
+        if thread is None:
             return
         thread.stop()
         with contextlib.suppress(*_RQ_ERRORS):
@@ -285,7 +292,7 @@ class FleetWorker(Worker):
 
     def _catch_signals(self) -> Callable[[], None]:
         if threading.current_thread() is not threading.main_thread():
-            return lambda: None
+            return _nothing
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, self.request_stop) for number in numbers]
         fd_before = signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
@@ -377,8 +384,9 @@ class FleetWorker(Worker):
         if now >= self._rq_at:
             self._rq_beat()
         if now >= self._drain_at:
-            self._drain_at = now + 1.0
-            if self._pop is None or self._suspended:
+            self._drain_at = _FOREVER
+            if self._pop is None:
+                self._drain_at = now + 1.0
                 self._drain_all()
         self._show_hint(now)
         if not self._stopping:
@@ -405,21 +413,19 @@ class FleetWorker(Worker):
         return None
 
     def _spawn(self, role: Role) -> Child:
-        start = None
-        if self._registry is not None:
-            registry, slots = self._registry, self.options.slots
-
-            def start(sock: socket.socket, shared: mmap.mmap) -> threading.Thread:
-                from setpoint_workers.child import run_in_thread
-
-                return run_in_thread(sock, shared, registry, slots)
-
         slots = 1 if role == "quarantine" else self.options.slots
-        child = Child(role, self.options.app, slots, in_thread=start)
+        in_thread = None if self._registry is None else self._start_thread
+        child = Child(role, self.options.app, slots, in_thread=in_thread)
         self._children.append(child)
         if role == "main":
             self._horse_pid = child.pid
         return child
+
+    def _start_thread(self, sock: socket.socket, shared: mmap.mmap) -> threading.Thread:
+        from setpoint_workers.child import run_in_thread
+
+        assert self._registry is not None
+        return run_in_thread(sock, shared, self._registry, self.options.slots)
 
     def _ensure_main(self) -> None:
         now = monotonic()
@@ -446,7 +452,7 @@ class FleetWorker(Worker):
                 case ["ready", manifest, _]:
                     self._on_ready(child, manifest)
                 case ["unfit", text]:
-                    self._on_unfit(child, text)
+                    self._on_unfit(text)
                 case ["progress", *_]:
                     pass
                 case _:
@@ -454,7 +460,7 @@ class FleetWorker(Worker):
         if rows:
             self._ended(child, rows)
 
-    def _on_unfit(self, child: Child, text: str) -> None:
+    def _on_unfit(self, text: str) -> None:
         log.error("the application %s does not import:\n%s", self.options.app, text)
         if not self._kinds:
             self._exit = EXIT_UNFIT
@@ -522,12 +528,10 @@ class FleetWorker(Worker):
             else:
                 suspect = was_started and not deliberate and self._registry is None
                 back.append(Released(held.ref, held.fence, suspect))
+                if suspect:
+                    self._suspects.add(held.info.policy.lane)
         if not (child.draining and not started) and not self._stopping:
             log.warning("child %d %s; %d evaluations were running", child.pid, how, len(started))
-        if any(each.suspect for each in back):
-            for each in back:
-                if each.suspect:
-                    self._suspects.add(self._kinds[kind_of(each.ref)].policy.lane)
         self._settle([self._judged(held, outcome) for held, outcome in rows])
         self._release(back)
         if child.role == "quarantine":
@@ -536,6 +540,8 @@ class FleetWorker(Worker):
             self._respawn.died(child.born, child.done)
             self._horse_pid = 0
             self._intake.slow()
+        elif not child.draining:
+            self._successor_at = now + Respawn.LONGEST
         if not self._stopping and (back or rows):
             self._drain_all()
 
@@ -576,26 +582,29 @@ class FleetWorker(Worker):
             held = child.drop(index)
             if held is not None:
                 back.append(Released(held.ref, held.fence))
+                self._due.setdefault(held.info.policy.lane, "")  # ours again when a slot is free, if nobody was quicker
         self._release(back)
 
     def _end_quarantine(self, now: float) -> None:
         for child in list(self._children):
             if child.items:
                 child.idle_since = now
-            elif child.draining or (child.role == "quarantine" and now - child.idle_since > QUARANTINE_IDLE):
-                if not child.killed:
-                    child.draining = True
-                    child.killed = True
-                    child.send(["stop"])
+            elif not child.killed and (
+                child.draining or (child.role == "quarantine" and now - child.idle_since > QUARANTINE_IDLE)
+            ):
+                child.draining = True
+                child.killed = True
+                child.send(["stop"])
 
     def _recycle(self, child: Child) -> None:
         options = self.options
         over = (options.max_items and child.done >= options.max_items) or (
             options.max_memory and child.rss() > options.max_memory
         )
-        if over and child.role == "main" and not self._stopping and child.process is not None:
-            if not any(other.role == "successor" and not other.draining for other in self._children):
-                self._spawn("successor")
+        coming = any(other.role == "successor" and not other.draining for other in self._children)
+        coming = coming or monotonic() < self._successor_at
+        if over and not coming and child.role == "main" and not self._stopping and child.process is not None:
+            self._spawn("successor")
 
     # ------------------------------------------------------------------------------------------------------ claiming
 
@@ -700,7 +709,7 @@ class FleetWorker(Worker):
             wait = due_us - now_us
             row: list[Any] = [take(held), ref, fence, max(0, wait), attempt, due_us, policy.timeout_us, None]
             work.append(row)
-            if policy.managed:
+            if policy.recorded:
                 managed.append(row)
         if poison:
             self._settle(poison)
@@ -776,25 +785,27 @@ class FleetWorker(Worker):
     def _judged(self, held: Held, outcome: Any) -> tuple[Held, Verdict]:
         """`outcome` is an `Outcome`, or one as it came over the wire."""
         info, plain = held.info, not held.trouble
-        if type(outcome) is list:
-            if plain and outcome[0] == "reached":
-                known = info.quick.get((outcome[1], outcome[2]))
-                if known is not None:
-                    _, like = known
+        same: tuple[Any, ...] | None = None
+        if isinstance(outcome, list):
+            wire: list[Any] = outcome  # pyright: ignore[reportUnknownVariableType]
+            if plain and wire[0] == "reached":
+                same = (wire[1], wire[2])
+                like = info.quick.get(same)
+                if like is not None:
                     ready = Settlement(held.ref, held.fence, like.place, like.delay_us, b"", like.state, like.event)
                     return held, Verdict(ready, "reached")
             try:
-                parsed: Outcome = from_wire(outcome)
+                parsed: Outcome = from_wire(wire)
             except ValueError as error:
-                parsed = Crashed(f"its child sent {error}")
+                parsed = Failed("BadFrame", str(error), "child")
         else:
             parsed = outcome
         trouble = NO_TROUBLE if plain else Trouble.unpack(held.trouble)
         verdict = judge(
             info.policy, parsed, trouble, now_us=self._clock.now_us(), ref=held.ref, fence=held.fence, rng=self._rng
         )
-        if plain and type(outcome) is list and outcome[0] == "reached" and len(info.quick) < 64:
-            info.quick[(outcome[1], outcome[2])] = (verdict.outcome_label, verdict.settlement)
+        if same is not None and len(info.quick) < 64:
+            info.quick[same] = verdict.settlement
         return held, verdict
 
     def _settle(self, ended: Sequence[tuple[Held, Verdict]], counts: dict[str, int] | None = None) -> None:
@@ -897,7 +908,8 @@ class FleetWorker(Worker):
             self._recycle(child)
 
     def _info(self, held: int) -> bytes:
-        packed: bytes = msgpack.packb(
+        pack: Any = msgpack.packb  # pyright: ignore[reportUnknownVariableType]
+        packed: bytes = pack(
             {
                 "lanes": list(self._lanes),
                 "kinds": list(self._kinds),
@@ -990,7 +1002,8 @@ class FleetWorker(Worker):
         now_us = self._clock.now_us()
         ended = f"{to_datetime(now_us):%Y-%m-%dT%H:%M:%S.%fZ}"
         text = f"The queue {lane} is a lane of setpoint, whose workers run no RQ jobs. Enqueue this elsewhere."
-        result: dict[Any, Any] = {"type": 2, "worker_name": self.name, "exc_string": b64encode(zlib.compress(text.encode())).decode()}
+        packed = b64encode(zlib.compress(text.encode())).decode()
+        result: dict[Any, Any] = {"type": 2, "worker_name": self.name, "exc_string": packed}
         pipeline = self.connection.pipeline()
         pipeline.hset(key, mapping={"status": "failed", "ended_at": ended})
         pipeline.expire(key, FAILURE_TTL)
@@ -1241,6 +1254,10 @@ class _Popper:
             self._connection.disconnect()
         with contextlib.suppress(*_RQ_ERRORS):
             self._client.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _text(value: bytes | None) -> str | None:

@@ -33,11 +33,11 @@ SiteState = Literal["stopped", "starting", "serving", "draining", "drained", "br
 fleet = Fleet.from_env()
 
 
-@fleet.entity("site", retry=Retry(backoff=Backoff("200ms", max="10s")), resync="5s", timeout="30s")
+@fleet.entity("site", retry=Retry(backoff=Backoff("200ms", max="10s")), resync="5s", timeout="30s", settable=True)
 class Site(Observed[SiteState]):
     """One web site. Goals that make sense: serving, drained, stopped."""
 
-    # ------------------------------------------------------------------------------------ what is, and what should be
+    # ----------------------------------------------------------------------------------------- what is, and what to do
 
     def state(self) -> SiteState:
         """Look: the lock tells whether the process lives, /healthz how it is."""
@@ -49,12 +49,6 @@ class Site(Observed[SiteState]):
         if not health["draining"]:
             return "serving"
         return "draining" if health["visitors"] else "drained"
-
-    def goal_state(self) -> SiteState:
-        """What was set with `fleet.set`; a site about which nobody said anything should be there for its visitors."""
-        if self.goal not in {None, "serving", "drained", "stopped"}:
-            raise Permanent(f"a site can be made serving, drained or stopped, not {self.goal}")
-        return self.goal or "serving"
 
     def actions(self, state: SiteState, goal: SiteState) -> list[ActionLike]:
         """The way from here to there."""
@@ -72,7 +66,7 @@ class Site(Observed[SiteState]):
                 return [*up, self.drain]
             case "stopped":
                 return [self.drain, self.stop] if state in {"serving", "draining"} else [self.stop]
-        return []
+        raise Permanent(f"a site can be made serving, drained or stopped, not {goal}")
 
     # ------------------------------------------------------------------------------------------------------- actions
     # Each may be run twice, or by two workers at once, and does no harm.

@@ -188,9 +188,8 @@ class _Root(click.Group):
         **extra: Any,
     ) -> Any:
         def run() -> object:
-            return super(_Root, self).main(
-                args, prog_name or "setpoint", complete_var, False, windows_expand_args, **extra
-            )
+            start: Any = super(_Root, self).main
+            return start(args, prog_name or "setpoint", complete_var, False, windows_expand_args, **extra)
 
         if not standalone_mode:
             return run()
@@ -312,7 +311,7 @@ def json_option(command: F) -> F:
     return as_json(verbose(command))
 
 
-@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("setpoint", cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--redis-url", metavar="URL", help="Where the truth is kept. [env: SETPOINT_REDIS_URL, REDIS_URL]")
 @click.option("--namespace", metavar="NS", help="Which fleet of that Redis. [env: SETPOINT_NAMESPACE]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

@@ -240,21 +240,19 @@ class _Demo:
         pid = (self.facts("4") or {"pid": "?"})["pid"]
         worker = self.supervisor.pid("worker-1") if self.supervisor else None
         command = "setpoint" if shutil.which("setpoint") else str(Path(sys.executable).with_name("setpoint"))
-        click.echo(
-            f"""
-All sites serve; site/3 is http://127.0.0.1:{port}/. In another terminal:
-
-  export SETPOINT_REDIS_URL='{self.env["SETPOINT_REDIS_URL"]}'
-
-  {command} set site/3 drained --wait     say what should be, and wait until it is
-  {command} explain site/3                why it is as it is, and what comes next
-  {command} ls                            all of them
-  kill -9 {pid:<26}     the server of site/4: it is started again within seconds
-  kill -9 {worker or "?":<26}     a worker: what it was doing is taken over
-
-Ctrl+C ends everything and removes {self.home.parent}.
-"""
+        hints = (
+            (f"{command} set site/3 drained --wait", "say what should be, and wait until it is"),
+            (f"{command} explain site/3", "why it is as it is, and what comes next"),
+            (f"{command} ls", "all of them"),
+            (f"kill -9 {pid}", "the server of site/4: it is started again within seconds"),
+            (f"kill -9 {worker or '?'}", "a worker: what it was doing is taken over"),
         )
+        width = max(len(typed) for typed, _ in hints)
+        click.echo(f"\nAll sites serve; site/3 is http://127.0.0.1:{port}/. In another terminal:\n")
+        click.echo(f"  export SETPOINT_REDIS_URL='{self.env['SETPOINT_REDIS_URL']}'\n")
+        for typed, meaning in hints:
+            click.echo(f"  {typed:<{width}}   {meaning}")
+        click.echo(f"\nCtrl+C ends everything and removes {self.home.parent}.\n")
 
     def follow(self) -> None:
         """Print every change until Ctrl+C."""

@@ -138,9 +138,11 @@ class _Sent:
 class Door(_Sent):
     """A blocking door. Threads may share one; their calls go one by one."""
 
-    def __init__(self, url: str, namespace: str, *, role: str, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, url: str, namespace: str, *, role: str, patience: float = PATIENCE, timeout: float = 5.0
+    ) -> None:
         super().__init__(url, namespace, patience)
-        self._redis: redis.Redis = connect(url, role=role)
+        self._redis: redis.Redis = connect(url, role=role, timeout=timeout)
         self._execute: Callable[..., Any] = self._redis.execute_command
         self._lock = threading.Lock()
         self._interrupt = threading.Event()

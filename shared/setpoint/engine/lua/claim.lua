@@ -31,7 +31,10 @@ for k = 1, nk do
     -- GCRA: `tat` runs ahead of the clock by one interval for each start, at most by `per`.
     local tat = math.max(tonumber(redis.call('GET', KEYS[X + 1 + k]) or 0), now)
     -- A clock that stepped back leaves `tat` far ahead; nobody can be further ahead than one `per`.
-    if tat > now + per then tat = now + per end
+    if tat > now + per + 1 then
+      tat = now + per
+      redis.call('SET', KEYS[X + 1 + k], str(tat), 'PX', str(math.ceil(per / 1000) + 60000))
+    end
     kind.tat, kind.each, kind.limit = tat, per / rate, KEYS[X + 1 + k]
     room = math.min(room, math.floor((now + per - tat) / kind.each + 0.000001))
   end

@@ -29,4 +29,5 @@ for _, kind in ipairs(order) do
   if ahead then expiry = math.min(expiry, tonumber(ahead)) end
 end
 reply[3] = str(expiry)
+if #reply > 3 then redis.call('HINCRBY', COUNTERS, 'takeovers', #reply - 3) end
 return answer(reply)
