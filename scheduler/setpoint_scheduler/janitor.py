@@ -48,7 +48,8 @@ class Janitor(Agent):
             self._pauses_at = now + (_AGAIN if self._pauses_cursor else self._period)
         self._forget_dead(now)
         ahead = min([self._pauses_at, *self._look_at.values()])
-        return min(max(ahead - monotonic(), _AGAIN), self._period)
+        # A tick with nothing to do asks Redis nothing, so it may be frequent: a kind that is new is seen within a second.
+        return min(max(ahead - monotonic(), _AGAIN), SHORTEST)
 
     def _resync(self, now: float) -> None:
         known = self._plan.policies

@@ -121,9 +121,9 @@ def judge(
     case = _Case(policy, trouble, now_us, ref, fence, rng)
     match outcome:
         case Reached(state, ran):
-            return case.rest("reached", _words("reached", state), state=state if ran else None)
+            return case.rest("reached", _words("reached", state), state=state if ran or not policy.managed else None)
         case Nothing(state):
-            return case.rest("nothing", _words("nothing", state))
+            return case.rest("nothing", _words("nothing", state), state=None if policy.managed else state)
         case Moved(state):
             return _moved(case, state)
         case Waiting():

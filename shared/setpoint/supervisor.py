@@ -337,10 +337,7 @@ class Signals:
 def catch_signals() -> Generator[Signals]:
     """SIGINT, SIGTERM and SIGHUP are noted instead of ending this process; in the main thread only."""
     signals = Signals()
-    before = {
-        number: signal.signal(number, signals.note)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    before = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield signals
     finally:

@@ -32,6 +32,10 @@ def note(word: str, ref: str) -> None:
     os.write(_fds[pid], f"{word} {ref}\n".encode())
 
 
+def _released() -> bool:
+    return _RELEASE.exists()
+
+
 def seconds_of(id_: str) -> float:
     """`7-0.05` works for 50 ms."""
     return float(id_.rpartition("-")[2])
@@ -66,7 +70,7 @@ class _Works(_Acts):
 class _Stays(_Acts):
     def act(self, ctx: Context) -> None:
         note("start", ctx.ref)
-        while not _RELEASE.exists():
+        while not _released():
             _never.wait(0.05)
         note("end", ctx.ref)
         self.acted = True
@@ -94,8 +98,8 @@ class Later(_Acts):
 
     async def act(self, ctx: Context) -> None:
         note("start", ctx.ref)
-        while not _RELEASE.exists():
-            await asyncio.sleep(0.05)
+        while not _released():
+            await asyncio.sleep(0.05)  # noqa: ASYNC110 - what it waits for is a file
         note("end", ctx.ref)
         self.acted = True
 

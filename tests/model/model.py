@@ -457,7 +457,7 @@ class Model:
         self.trouble[ref] = NONE if it.place == "gone" else Trouble.unpack(it.trouble)
         if it.place == "gone":
             self.records.pop(ref, None)
-        elif it.state is not None:
+        elif it.state is not None and self.records.get(ref, {}).get("state") != it.state:
             record = self.records.setdefault(ref, {})
             revision = int(record.get("rev", 0)) + 1
             record |= {"state": it.state, "rev": str(revision), f"h{revision % 8}": f"{self.now} state {it.state}"}

@@ -83,7 +83,7 @@ for i = 1, n do
     elseif any_trouble then
       untroubled[#untroubled + 1] = ref
     end
-    if record > 0 and state ~= '' then
+    if record > 0 and state ~= '' and redis.call('HGET', KEYS[X + record], 'state') ~= state then
       redis.call('HSET', KEYS[X + record], 'state', state)
       local rev = redis.call('HINCRBY', KEYS[X + record], 'rev', 1)
       redis.call('HSET', KEYS[X + record], 'h' .. (rev % 8), str(now) .. ' state ' .. state)
