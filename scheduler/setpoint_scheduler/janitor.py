@@ -48,7 +48,7 @@ class Janitor(Agent):
             self._pauses_at = now + (_AGAIN if self._pauses_cursor else self._period)
         self._forget_dead(now)
         ahead = min([self._pauses_at, *self._look_at.values()])
-        # A tick with nothing to do asks Redis nothing, so it may be frequent: a kind that is new is seen within a second.
+        # A tick with nothing to do asks Redis nothing, so it may be frequent: a new kind is seen within a second.
         return min(max(ahead - monotonic(), _AGAIN), SHORTEST)
 
     def _resync(self, now: float) -> None:

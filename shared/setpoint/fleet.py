@@ -111,9 +111,9 @@ class Fleet:
         how often failures are tried again (default: for ever, 10 s growing to 1 h). `timeout`: for one evaluation,
         None is none. `resync`: evaluate each known entity this often, even at rest. `cap`: evaluations at once in the
         whole fleet. `rate`: evaluations started, such as `"100/1m"`. `remember`: stays known at rest (managed ones
-        always do). `settable`: the goal of an Observed entity can be set with `set` and is `self.goal` (default: if it
-        has no `goal_state` of its own). `exclusive`: killed at once when its lease may be lost. `after_success="idle"`: do not check the
-        goal.
+        always do). `settable`: the goal of an Observed entity can be set with `set` and is its `self.goal` (default:
+        if it has no `goal_state` of its own). `exclusive`: killed at once when its lease may be lost.
+        `after_success="idle"`: do not check the goal.
 
         Raises `DuplicateKind`, `UnknownState`, `BadTime`, and `UsageError` for whatever else cannot be meant.
         """

@@ -99,7 +99,7 @@ class Later(_Acts):
     async def act(self, ctx: Context) -> None:
         note("start", ctx.ref)
         while not _released():
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - what it waits for is a file
+            await asyncio.sleep(0.05)
         note("end", ctx.ref)
         self.acted = True
 

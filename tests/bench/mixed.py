@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from setpoint import Fleet, embedded
@@ -79,7 +80,9 @@ def mixed(peer: Mixed, long: float) -> bool:
     ends = time.monotonic() + long - 1
     n, begin = 1000, time.time() + 0.5
     dues = [begin + i / 200 for i in range(n)]
-    peer.fleet.enqueue_many((f"timedplain/s{i}@{due}@0.005", due - time.time()) for i, due in enumerate(dues))
+    peer.fleet.enqueue_many(
+        (f"timedplain/s{i}@{due}@0.005", datetime.fromtimestamp(due, UTC)) for i, due in enumerate(dues)
+    )
     wait_until(lambda: len(peer.lates("0.005")) == n, 60, "the short ones to start")
     print("  the short ones started while the long ones", "ran" if time.monotonic() < ends else "had ended already")
     good = report("short of 5 ms, 200/s, known ahead", peer.lates("0.005"), percentile=0.99)

@@ -333,6 +333,18 @@ class EngineMachine(RuleBasedStateMachine):
         until = until and self.model.now + until
         self._call(lambda s: s.park(ref, text="me why", until_us=until), lambda: self.model.park(ref, until))
 
+    @rule(offset=offsets)
+    def ask_for_what_failed_and_was_paused(self, offset: int) -> None:
+        """Failed, then paused: it is asked for, and waits all the same."""
+        failed = [
+            Settlement(ref, held.fence, "failed", 0, Trouble(1).pack()) for ref, held in self.model.holder.items()
+        ]
+        self._settle(failed, True)
+        for it in failed:
+            self.park(it.ref, 0, 0)
+            asked = [(it.ref, When.after(offset))]
+            self._call(lambda s: s.enqueue(asked), lambda: self.model.enqueue(asked))  # noqa: B023 - called at once
+
     @rule(ref=refs, pick=picks, clear=st.booleans())
     def revive(self, ref: str, pick: int, clear: bool) -> None:
         parked = [ref for ref, (place, _) in sorted(self.model.places.items()) if place == "parked"]
