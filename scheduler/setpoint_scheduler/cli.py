@@ -18,9 +18,12 @@ def scheduler(redis_url: str | None, namespace: str | None) -> None:
 
     Run two for safety; any number may. It needs none of your code.
     """
+    from setpoint import logs
     from setpoint_scheduler import run
 
     try:
-        run(Settings.from_env(redis_url=redis_url, namespace=namespace))
+        settings = Settings.from_env(redis_url=redis_url, namespace=namespace)
+        logs.configure(settings.log_format, settings.log_level)
+        run(settings)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error

@@ -37,6 +37,7 @@ class Janitor(Agent):
         self._look_at: dict[str, float] = {}
         self._pauses_at = 0.0
         self._pauses_cursor = 0
+        self._waiters_cursor = 0
         self._dead: dict[str, tuple[int, float]] = {}
 
     def tick(self) -> float:
@@ -46,6 +47,7 @@ class Janitor(Agent):
         if now >= self._pauses_at:
             self._end_pauses()
             self._pauses_at = now + (_AGAIN if self._pauses_cursor else self._period)
+            self._forget_waiters()
         self._forget_dead(now)
         ahead = min([self._pauses_at, *self._look_at.values()])
         # A tick with nothing to do asks Redis nothing, so it may be frequent: a new kind is seen within a second.
@@ -93,6 +95,17 @@ class Janitor(Agent):
             self._door.read(("HDEL", keys.paused, target))
         else:
             self._door.run(self._door.scripts.revive(ref, clear=False))
+
+    def _forget_waiters(self) -> None:
+        """A client that was killed while it waited leaves its mark; the mark says until when it holds."""
+        waiters = self._door.keys.waiters
+        ((cursor, found),) = self._door.read(("HSCAN", waiters, self._waiters_cursor, "COUNT", BATCH))
+        self._waiters_cursor = int(cursor)
+        if found:
+            now_us = self._door.now_us()
+            over = [ref for ref, until in found.items() if until.isdigit() and int(until) < now_us]
+            if over:
+                self._door.read(("HDEL", waiters, *over))
 
     def _forget_dead(self, now: float) -> None:
         """Only if nothing changed for long by our own clock: after a clock step live workers look dead for a beat."""

@@ -24,11 +24,11 @@ def run(
     import logging
     import traceback
 
+    from setpoint import logs
     from setpoint_workers.worker import EXIT_UNFIT, FleetWorker, Options
 
     logger = logging.getLogger("setpoint")
-    if not logger.handlers and not logging.getLogger().handlers:
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_format, settings.log_level)
     registry = None
     if isolation == "none":
         from setpoint_workers.child import load

@@ -114,6 +114,25 @@ class Options(NamedTuple):
     max_memory: int = 0
 
 
+_QUIET: Final = frozenset({"reached", "nothing"})
+"""Outcomes that are no transition: a fleet at rest says them all day. The event stream and the counters have them."""
+
+
+def _tell(held: Held, verdict: Verdict) -> None:
+    """One log line for a transition."""
+    log.info(
+        "%s: %s",
+        held.ref,
+        verdict.settlement.event.decode(),
+        extra={
+            "event": f"entity.{verdict.outcome_label}",
+            "entity": held.ref,
+            "kind": held.info.claim.kind,
+            "fence": held.fence,
+        },
+    )
+
+
 class _Hint(NamedTuple):
     id: str
     lane: str
@@ -821,6 +840,8 @@ class FleetWorker(Worker):
                 settlement = verdict.settlement
                 settlements.append(settlement)
                 later = later or settlement.place == "due"
+                if settlement.event and (verdict.outcome_label not in _QUIET or settlement.trouble):
+                    _tell(held, verdict)
                 field = f"evaluations|{held.info.claim.kind}|{verdict.outcome_label}"
                 counts[field] = counts.get(field, 0) + 1
             call = self.scripts.settle(settlements, counters=counts, wake=later or not follows)
