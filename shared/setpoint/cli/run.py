@@ -457,6 +457,7 @@ def dev(shell: Shell, app: str, workers: int, reload: bool | None) -> int:
             "SETPOINT_REDIS_URL": url,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH", "")])),
             "PYTHONUNBUFFERED": "1",
+            "SETPOINT_LOG_FORMAT": os.environ.get("SETPOINT_LOG_FORMAT", "text"),
         }
         programs = [Program("scheduler", (*_SETPOINT, "scheduler"), _SCHEDULER, env)]
         programs += [
