@@ -27,7 +27,8 @@ def loop() -> None:
     loop()
 
 
-if __name__ == "__main__":
+def consume() -> None:
+    """Run the consumer; the module must have been imported by its name, for that names the tasks."""
     from huey.consumer_options import ConsumerConfig
 
     config = ConsumerConfig(workers=1, worker_type="process", scheduler_interval=1, quiet=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -141,14 +142,14 @@ class Huey(Processes):
     name, scale = "huey", 2_500
 
     def start(self) -> None:
-        self.spawn(PYTHON, "-m", "tests.bench.huey_app")
+        self.spawn(PYTHON, "-c", "from tests.bench.huey_app import consume; consume()")
         time.sleep(1.5)
 
     def _app(self):
         os.environ["BENCH_URL"] = self.url
         from tests.bench import huey_app
 
-        return huey_app
+        return importlib.reload(huey_app)  # each measurement has a server of its own
 
     def noops(self, n: int) -> None:
         app = self._app()
