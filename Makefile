@@ -98,10 +98,6 @@ bench: .venv/.stamp ## measure against the peers
 mutants: .venv/.stamp ## break the engine's scripts on purpose; the model test must notice every time
 	@$(BIN)/python -m tests.model.mutants
 
-.PHONY: soak
-soak: .venv/.stamp ## minutes of load with crashes, pauses and restarts; SOAK_ARGS for its options
-	@$(BIN)/python -m tests.crash.soak $(SOAK_ARGS)
-
 .PHONY: clean
 clean: ## remove the environments, caches and build output
 	rm -rf .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
