@@ -22,6 +22,7 @@ from base64 import b64encode
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import monotonic
 from types import FrameType
 from typing import Any, Final, Literal, NamedTuple
@@ -131,6 +132,20 @@ def _tell(held: Held, verdict: Verdict) -> None:
             "fence": held.fence,
         },
     )
+
+
+def _with_wishes(judged: tuple[Held, Verdict], wishes: list[When]) -> tuple[tuple[Held, Verdict], list[When]]:
+    """What an entity asked for itself from now on is part of its settlement; instants are left to an enqueue of their
+    own, for only Redis knows its clock."""
+    held, verdict = judged
+    settlement = verdict.settlement
+    delays = [wish.us for wish in wishes if wish.relative]
+    if not delays or settlement.place not in {"idle", "forget", "due"}:
+        return judged, wishes
+    if settlement.place == "due":
+        delays.append(settlement.delay_us)
+    again = replace(settlement, place="due", delay_us=min(delays))
+    return (held, Verdict(again, verdict.outcome_label)), [wish for wish in wishes if not wish.relative]
 
 
 class _Hint(NamedTuple):
@@ -781,12 +796,14 @@ class FleetWorker(Worker):
             for name, label, _ in acted:
                 field = f"actions|{kind}|{name}|{label}"
                 counts[field] = get(field, 0) + 1
-            if wished:
-                wishes += ((held.ref, When(us, mode == "r")) for mode, us in wished)
             total += took_us
             if took_us > slowest:
                 slowest = took_us
-            ended.append(self._judged(held, wire))
+            judged = self._judged(held, wire)
+            if wished:
+                judged, rest = _with_wishes(judged, [When(us, mode == "r") for mode, us in wished])
+                wishes += ((held.ref, when) for when in rest)
+            ended.append(judged)
         if not ended:
             return
         child.done += len(ended)
