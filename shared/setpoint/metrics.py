@@ -1,8 +1,8 @@
 """Prometheus metrics of a fleet, read from Redis when they are asked for, and the small server that shows them.
 
 One exporter tells of the whole fleet. Its cost and the number of its series depend on how many kinds, lanes, actions
-and outcomes there are, never on how many entities. Counters are fields of the hash `counters`, written by settle; this
-file names them, and workers take the names from here.
+and outcomes there are, never on how many entities. Counters are fields of the hash `counters`, named in `counters.py`
+and written by settle.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
+from setpoint.counters import LE, TAKEOVERS, sum_field
 from setpoint.engine.records import Trouble
 from setpoint.engine.scripts import FAR_US
 
@@ -31,25 +31,13 @@ if TYPE_CHECKING:
     from setpoint.engine.door import Door
 
 __all__ = [
-    "BUCKETS",
     "DEFAULT_PORT",
     "Exporter",
     "FleetCollector",
-    "action_field",
-    "bucket_field",
-    "evaluation_field",
-    "retry_field",
     "serve",
-    "sum_field",
 ]
 
-BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 600.0)
-"""Upper bounds of the histograms' buckets in seconds; one more is open-ended."""
-
 DEFAULT_PORT: Final = 9464
-
-TAKEOVERS: Final = "takeovers"
-"""Counter: leases that ran out and were taken back."""
 
 BUDGET = 1.0
 """Seconds a scrape waits for Redis before it says that it is down."""
@@ -60,43 +48,11 @@ FRESH = 2.0
 _LOOKED_AT = 512
 """Parked refs, over all kinds, whose reason is read; the rest count as `unread`."""
 
-_LE: Final = (*(f"{bound:g}" for bound in BUCKETS), "+Inf")
 _PLACES: Final = ("due", "lease", "idle", "parked")
 _PARKED_FOR: Final = ("failed", "poison", "paused", "other", "unread")
 _WORKER_STATES: Final = ("starting", "idle", "busy", "draining", "live", "lost")
 
 _log = logging.getLogger(__name__)
-
-Histogram = Literal["duration", "wait"]
-
-# ---------------------------------------------------------------------------------------- names of fields in `counters`
-
-
-def evaluation_field(kind: str, outcome: str) -> str:
-    """Counts evaluations that ended so."""
-    return f"evaluations|{kind}|{outcome}"
-
-
-def action_field(kind: str, action: str, outcome: str) -> str:
-    """Counts runs of an action that ended so."""
-    return f"actions|{kind}|{action}|{outcome}"
-
-
-def bucket_field(what: Histogram, kind: str, seconds: float) -> str:
-    """The one bucket that an observation of so many seconds adds 1 to (buckets are stored apart, not summed up)."""
-    return f"{what}|{kind}|{_LE[bisect_left(BUCKETS, seconds)]}"
-
-
-def sum_field(what: Histogram, kind: str) -> str:
-    """What an observation adds its microseconds to."""
-    return f"{what}_sum_us|{kind}"
-
-
-def retry_field(kind: str, failures: int) -> str:
-    """Counts failed evaluations that will be tried again, by how many failed in a row."""
-    label = next((str(n) for n in (1, 2, 3, 5, 10) if failures <= n), "more")
-    return f"retries|{kind}|{label}"
-
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -313,15 +269,15 @@ def _show_counters(counters: Mapping[str, int], out: _Family) -> None:
         what, *labels = name.split("|")
         if what in plain and len(labels) == plain[what][1]:
             plain[what][0].add_metric(labels, count)
-        elif what in histograms and len(labels) == 2 and labels[1] in _LE:
+        elif what in histograms and len(labels) == 2 and labels[1] in LE:
             buckets[what, labels[0]][labels[1]] = count
     out.takeovers.add_metric([], counters.get(TAKEOVERS, 0))
     for (what, kind), counts in buckets.items():
         total, so_far = 0, list[tuple[str, float]]()
-        for le in _LE:
+        for le in LE:
             total += counts.get(le, 0)
             so_far.append((le, total))
-        histograms[what].add_metric([kind], buckets=so_far, sum_value=counters.get(f"{what}_sum_us|{kind}", 0) / 1e6)
+        histograms[what].add_metric([kind], buckets=so_far, sum_value=counters.get(sum_field(what, kind), 0) / 1e6)
 
 
 class FleetCollector:

@@ -64,6 +64,7 @@ def test_counts_what_it_does(setup: Setup) -> None:
     assert counters["actions|failing|act|failed"] == "1"
     assert sum(int(n) for field, n in counters.items() if field.startswith("duration|noted|")) == 1
     assert sum(int(n) for field, n in counters.items() if field.startswith("wait|noted|")) == 1
+    assert {"duration_sum_us|noted", "wait_sum_us|noted", "retries|failing|1"} <= set(counters)
 
 
 def test_managed_state_is_written(setup: Setup) -> None:

@@ -34,6 +34,14 @@ from rq.command import parse_payload
 from rq.version import VERSION
 
 from setpoint.clock import SystemClock, to_datetime
+from setpoint.counters import (
+    BUCKETS_US,
+    action_field,
+    bucket_fields,
+    evaluation_field,
+    retry_field,
+    sum_field,
+)
 from setpoint.engine.connect import connect
 from setpoint.engine.door import Door
 from setpoint.engine.records import NO_TROUBLE, Trouble
@@ -53,14 +61,6 @@ log = logging.getLogger("setpoint.worker")
 
 EXIT_UNFIT: Final = 2
 """The application does not import."""
-
-BUCKETS_US: Final = (
-    *(1_000, 3_000, 10_000, 30_000, 100_000, 300_000),
-    *(1_000_000, 3_000_000, 10_000_000, 60_000_000, 600_000_000),
-)
-"""Upper bounds of the histograms' buckets; one more is without bound."""
-
-_LE: Final = (*(f"{us / 1e6:g}" for us in BUCKETS_US), "+Inf")
 
 HINT_SHOWN: Final = 0.05
 """A hint that is older is shown in RQ as the job we are busy with."""
@@ -115,6 +115,7 @@ class Options(NamedTuple):
     max_memory: int = 0
 
 
+_FAILURES: Final = frozenset({"failed", "unreadable", "timed_out"})
 _QUIET: Final = frozenset({"reached", "nothing"})
 """Outcomes that are no transition: a fleet at rest says them all day. The event stream and the counters have them."""
 
@@ -523,8 +524,7 @@ class FleetWorker(Worker):
             if self.options.lanes and policy.lane not in self.options.lanes:
                 continue
             claim = ClaimKind(kind, policy.lane, policy.cap, policy.rate, policy.per_us)
-            duration = tuple(f"duration|{kind}|{le}" for le in _LE)
-            kinds[kind] = Info(policy, claim, duration, tuple(f"wait|{kind}|{le}" for le in _LE), {})
+            kinds[kind] = Info(policy, claim, bucket_fields("duration", kind), bucket_fields("wait", kind), {})
             lanes.setdefault(policy.lane, []).append(claim)
         self._kinds = kinds
         self._policies = {kind: manifest[kind] for kind in kinds}
@@ -788,13 +788,17 @@ class FleetWorker(Worker):
             if held is None:
                 continue
             info = held.info
-            field = info.duration[bisect_left(BUCKETS_US, took_us)]
-            counts[field] = get(field, 0) + 1
+            kind = info.claim.kind
             field = info.wait[bisect_left(BUCKETS_US, late_us)]
             counts[field] = get(field, 0) + 1
-            kind = info.claim.kind
-            for name, label, _ in acted:
-                field = f"actions|{kind}|{name}|{label}"
+            field = sum_field("wait", kind)
+            counts[field] = get(field, 0) + max(0, late_us)
+            for name, label, act_us in acted:
+                field = info.duration[bisect_left(BUCKETS_US, act_us)]
+                counts[field] = get(field, 0) + 1
+                field = sum_field("duration", kind)
+                counts[field] = get(field, 0) + act_us
+                field = action_field(kind, name, label)
                 counts[field] = get(field, 0) + 1
             total += took_us
             if took_us > slowest:
@@ -859,8 +863,12 @@ class FleetWorker(Worker):
                 later = later or settlement.place == "due"
                 if settlement.event and (verdict.outcome_label not in _QUIET or settlement.trouble):
                     _tell(held, verdict)
-                field = f"evaluations|{held.info.claim.kind}|{verdict.outcome_label}"
+                kind = held.info.claim.kind
+                field = evaluation_field(kind, verdict.outcome_label)
                 counts[field] = counts.get(field, 0) + 1
+                if settlement.place == "due" and verdict.outcome_label in _FAILURES:
+                    field = retry_field(kind, Trouble.unpack(settlement.trouble).failures)
+                    counts[field] = counts.get(field, 0) + 1
             call = self.scripts.settle(settlements, counters=counts, wake=later or not follows)
             counts = {}
             self._say(call, tuple((s.ref, s.fence) for s in settlements))
