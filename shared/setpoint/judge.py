@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, assert_never
 
 from setpoint.clock import format_duration
 from setpoint.engine.records import NO_TROUBLE, ErrorText, Trouble
-from setpoint.engine.scripts import FAR_US, Settlement
+from setpoint.engine.scripts import FAR_US, Ending
 from setpoint.outcome import (
     AGAIN_FLOOR_US,
     MESSAGE_CHARS,
@@ -56,8 +56,8 @@ Label: TypeAlias = Literal[
 class Verdict:
     """How an evaluation ends."""
 
-    settlement: Settlement
-    outcome_label: Label
+    ending: Ending
+    label: Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,6 @@ class _Case:
     policy: Policy
     trouble: Trouble
     now_us: int
-    ref: str
-    fence: int
     rng: Random
 
     def rest(self, label: Label, event: str = "", *, state: str | None = None) -> Verdict:
@@ -111,14 +109,12 @@ class _Case:
     ) -> Verdict:
         packed = b"" if trouble == NO_TROUBLE else trouble.pack()
         kept = state if self.policy.recorded else None
-        return Verdict(Settlement(self.ref, self.fence, place, delay_us, packed, kept, event.encode()), label)
+        return Verdict(Ending(place, delay_us, packed, kept, event.encode()), label)
 
 
-def judge(
-    policy: Policy, outcome: Outcome, trouble: Trouble, *, now_us: int, ref: str, fence: int, rng: Random
-) -> Verdict:
+def judge(policy: Policy, outcome: Outcome, trouble: Trouble, *, now_us: int, rng: Random) -> Verdict:
     """What follows from this outcome, given the trouble before it; never raises for any outcome."""
-    case = _Case(policy, trouble, now_us, ref, fence, rng)
+    case = _Case(policy, trouble, now_us, rng)
     match outcome:
         case Reached(state, ran):
             return case.rest("reached", _words("reached", state), state=state if ran or not policy.managed else None)
@@ -146,9 +142,9 @@ def poisoned(policy: Policy, trouble: Trouble, now_us: int) -> bool:
     return within or trouble.suspect >= SUSPECT_LIMIT
 
 
-def park_poison(policy: Policy, trouble: Trouble, *, now_us: int, ref: str, fence: int, rng: Random) -> Verdict:
+def park_poison(policy: Policy, trouble: Trouble, *, now_us: int, rng: Random) -> Verdict:
     """Park what is `poisoned`, without running it."""
-    case = _Case(policy, trouble, now_us, ref, fence, rng)
+    case = _Case(policy, trouble, now_us, rng)
     deaths = max(trouble.crashes, trouble.suspect)
     error = trouble.error or ErrorText("Crashed", f"its process died {deaths} times", "child", now_us)
     return case.park("poison", "poison", replace(trouble, error=error), f"parked poison: {deaths} deaths")

@@ -414,10 +414,10 @@ class Verbs:
         for stored_id, stored in reply[0][1] if reply else ():
             entry = _text(stored_id)
             at = to_datetime(int(entry.partition("-")[0]) * 1000)
-            for index in range(skip, len(stored or ()) // 2):
-                ref = _text(stored[2 * index])
+            told = [(ref, text) for refs, text in _told(stored or ()) for ref in _text(refs).split("\n")]
+            for index, (ref, text) in enumerate(told[skip:], skip):
                 if whom is None or ref == whom or kind_of(ref) == whom:
-                    name, _, detail = _text(stored[2 * index + 1]).partition(" ")
+                    name, _, detail = _text(text).partition(" ")
                     events.append(Event(f"{entry}/{index}", at, ref, name, detail))
             skip = 0
         return events, Cursor(entry, skip)
@@ -801,11 +801,15 @@ def _pause_info(target: str, stored: bytes) -> PauseInfo:
         return PauseInfo(target, _text(text), until=end)
 
 
+def _told(stored: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(stored[::2], stored[1::2], strict=True)
+
+
 def _holder(stored: bytes | None) -> Holder | None:
     if not stored:
         return None
     fence, phase, due, since, worker = _text(stored).split(" ", 4)
-    return Holder(worker, int(fence), to_datetime(int(since)), to_datetime(int(due)), _ENDING.get(phase, ""))
+    return Holder(worker, int(fence), to_datetime(int(since)), to_datetime(int(due)), _ENDING.get(phase[:1], ""))
 
 
 def _view(

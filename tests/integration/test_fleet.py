@@ -16,7 +16,7 @@ import pytest
 from setpoint import Action, Context, Managed, Observed
 from setpoint.engine.door import Door, skewed
 from setpoint.engine.records import ErrorText, Trouble
-from setpoint.engine.scripts import FAR_US, ClaimKind, Settlement
+from setpoint.engine.scripts import FAR_US, ClaimKind, Ending, Settlement
 from setpoint.errors import (
     ConfigurationError,
     Conflict,
@@ -100,7 +100,7 @@ def settle(
 ) -> None:
     fence = claim(door, ref) if fence is None else fence
     packed = trouble.pack() if trouble else b""
-    item = Settlement(ref, fence, place, delay_us=delay_us, trouble=packed, state=state, event=event)
+    item = Settlement((ref,), fence, Ending(place, delay_us, packed, state, event))
     assert door.run(door.scripts.settle([item])) == ("ok",)
 
 
@@ -352,7 +352,8 @@ def test_watch_sees_what_happens_and_goes_on_after_an_event(fleet: Fleet, door: 
 def test_watch_resumes_within_one_entry(fleet: Fleet, door: Door) -> None:
     fleet.enqueue_many([("vm/1", 0), ("vm/2", 0)])
     fences = [claim(door, "vm/1"), claim(door, "vm/2")]
-    items = [Settlement(f"vm/{i + 1}", fences[i], "idle", FAR_US, event=b"nothing") for i in range(2)]
+    ending = Ending("idle", FAR_US, event=b"nothing")
+    items = [Settlement((f"vm/{i + 1}",), fences[i], ending) for i in range(2)]
     door.run(door.scripts.settle(items))
     watch = fleet.watch(since="0-0")
     first, second = next(watch), next(watch)

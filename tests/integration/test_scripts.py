@@ -16,7 +16,7 @@ import pytest
 
 from setpoint.engine.door import AsyncDoor, Door, load_script, skewed
 from setpoint.engine.records import Trouble
-from setpoint.engine.scripts import BATCH, Claim, ClaimKind, Released, Scripts, Settlement, When
+from setpoint.engine.scripts import BATCH, Claim, ClaimKind, Ending, Released, Scripts, Settlement, When
 from setpoint.errors import RedisFull, RedisUnavailable
 from tests.conftest import NewServer
 from tests.servers import SentinelSetup, Server, TlsServer
@@ -160,7 +160,7 @@ def test_scripts_are_loaded_again_after_a_flush(door: Door) -> None:
         taken = claim(door)
         assert refs_of(taken) == [f"job/{i}"]
         door.read(("SCRIPT", "FLUSH"))
-        assert door.run(door.scripts.settle([Settlement(f"job/{i}", taken.fence, "forget")])) == ("ok",)
+        assert door.run(door.scripts.settle([Settlement((f"job/{i}",), taken.fence, Ending("forget"))])) == ("ok",)
 
 
 def test_an_outdated_copy_of_a_call_is_refused(door: Door) -> None:
@@ -209,7 +209,9 @@ def test_out_of_memory(new_server: NewServer, namespace: str) -> None:
         taken = claim(door)
         assert len(taken.items) == 3
         rest = refs_of(taken)
-        assert run(scripts.settle([Settlement(first, before.fence, "due", 60 * S, Trouble(1).pack())])) == ("ok",)
+        assert run(scripts.settle([Settlement((first,), before.fence, Ending("due", 60 * S, Trouble(1).pack()))])) == (
+            "ok",
+        )
         assert run(scripts.release([Released(rest[0], taken.fence, suspect=True)])) == ("ok",)
         reap = scripts.reap(["job"], gap_us=10**17, wait_us=0, lease_us=30 * S)
         client.config_set("maxmemory", 0)
@@ -292,7 +294,7 @@ def test_a_call_whose_reply_was_lost_is_answered_and_not_repeated(dropping: Drop
         (ref,) = refs_of(taken)
         door.run(door.scripts.settle([]))
         dropping.arm()
-        done = [Settlement(ref, taken.fence, "due", 60 * S, event=b"done")]
+        done = [Settlement((ref,), taken.fence, Ending("due", 60 * S, event=b"done"))]
         assert door.run(door.scripts.settle(done, counters={"settled": 1})) == ("ok",), "its own doing is not stale"
         assert dropping.dropped == 2
         assert door.read(("HGET", door.keys.counters, "settled"), ("XLEN", door.keys.events)) == [b"1", 1]
@@ -328,7 +330,7 @@ def _whole_life(url: str, namespace: str) -> None:
         taken = door.run(call)
         assert set(refs_of(taken)) == {"job/1", "job/2", "other/1"}
         assert door.run(door.scripts.delete(["other/1"])) == ("cancelling",)
-        done = [Settlement(ref, taken.fence, "idle", S, state="up") for ref in ("job/1", "job/2", "other/1")]
+        done = [Settlement(("job/1", "job/2", "other/1"), taken.fence, Ending("idle", S, state="up"))]
         assert door.run(door.scripts.settle(done)) == ("ok", "ok", "deleted")
         assert door.read(("HGET", door.keys.record("job/2"), "state")) == [b"up"]
 
@@ -372,7 +374,7 @@ def test_on_a_cluster_of_one_node(cluster_server: Server, namespace: str) -> Non
 def test_what_failed_and_is_paused_stays_paused_when_asked_for(door: Door) -> None:
     enqueue(door, "job/1")
     taken = claim(door)
-    door.run(door.scripts.settle([Settlement("job/1", taken.fence, "failed", trouble=Trouble(3).pack())]))
+    door.run(door.scripts.settle([Settlement(("job/1",), taken.fence, Ending("failed", trouble=Trouble(3).pack()))]))
     assert door.run(door.scripts.park("job/1", text="me")) == "parked"
     enqueue(door, "job/1")
     assert claim(door).items == ()
@@ -388,7 +390,7 @@ def test_a_re_created_ref_that_is_paused_meanwhile_waits(door: Door, ended_by: s
     enqueue(door, "job/1")
     assert door.run(door.scripts.park("job/1", text="me")) == "parking"
     if ended_by == "settle":
-        ended = door.run(door.scripts.settle([Settlement("job/1", taken.fence, "idle")]))
+        ended = door.run(door.scripts.settle([Settlement(("job/1",), taken.fence, Ending("idle"))]))
     else:
         ended = door.run(door.scripts.release([Released("job/1", taken.fence)]))
     assert ended == ("deleted",)

@@ -17,6 +17,7 @@ from setpoint.engine.scripts import (
     Claim,
     Claimed,
     ClaimKind,
+    Ending,
     Enqueued,
     LaneAsk,
     LaneHint,
@@ -43,6 +44,7 @@ class Held:
     since: int
     worker: str
     phase: str = "h"
+    regoaled: bool = False
 
 
 @dataclass
@@ -79,7 +81,9 @@ class Model:
             sets[place][ref] = score
         return {
             **sets,
-            "holder": {ref: (h.fence, h.phase, h.due, h.since, h.worker) for ref, h in self.holder.items()},
+            "holder": {
+                ref: (h.fence, h.phase + "g" * h.regoaled, h.due, h.since, h.worker) for ref, h in self.holder.items()
+            },
             "wish": dict(self.wish),
             "trouble": {ref: trouble for ref, trouble in self.trouble.items() if trouble != NONE},
             "records": {ref: dict(record) for ref, record in self.records.items()},
@@ -187,6 +191,8 @@ class Model:
             record[f"h{(revision + 1) % 8}"] = f"{self.now} goal {goal}"
             reason = self._reason(ref)
             self.trouble[ref] = Trouble(reason="failed" if reason == "poison" else reason)
+            if ref in self.holder:
+                self.holder[ref].regoaled = self.holder[ref].phase != "x"
             if event:
                 self.events.append((ref, event))
         outcome = self._ask(ref, self.now).outcome
@@ -436,14 +442,22 @@ class Model:
         woken = self.woken
         for name, count in counters.items():
             self.counters[name] = self.counters.get(name, 0) + count
-        statuses = tuple(self._settle(each) for each in items)
-        if not wake:
-            self.woken = woken
-        return statuses
+        statuses: list[Status] = []
+        freed = set()
+        for refs, fence, ending in items:
+            ended: list[Status] = [self._settle(ref, fence, ending) for ref in refs]
+            freed |= {kind_of(ref) for ref, status in zip(refs, ended, strict=True) if status != "stale"}
+            accepted = [ref for ref, status in zip(refs, ended, strict=True) if status == "ok"]
+            if accepted and ending.event:
+                self.events.append(("\n".join(accepted), ending.event.decode()))
+            statuses += ended
+        # A place that was freed may be what waits for a cap.
+        waiting = any(due <= self.now for kind in freed for due, _ in self.of_kind("due", kind))
+        self.woken = self.woken or waiting if wake else woken
+        return tuple(statuses)
 
-    def _settle(self, it: Settlement) -> Status:  # noqa: C901 -- mirrors every rule of a settle
-        ref = it.ref
-        if not self._current(ref, it.fence):
+    def _settle(self, ref: str, fence: int, it: Ending) -> Status:  # noqa: C901 -- mirrors every rule of a settle
+        if not self._current(ref, fence):
             return "stale"
         held = self.holder.pop(ref)
         del self.places[ref]
@@ -452,16 +466,22 @@ class Model:
             return "deleted"
         wish = self.wish.pop(ref, None)
         due = self.now + it.delay_us if it.place == "due" else None
-        if wish is not None and it.place != "poison":
+        place = it.place
+        trouble = NONE if place == "gone" else Trouble.unpack(it.trouble)
+        if held.regoaled and it.trouble:  # it failed at a goal that was given up meanwhile
+            trouble = NONE
+            if place in ("failed", "poison"):
+                place, due = "due", self.now
+        if wish is not None and place != "poison":
             due = wish if due is None else min(wish, due)
-        self.trouble[ref] = NONE if it.place == "gone" else Trouble.unpack(it.trouble)
+        self.trouble[ref] = trouble
         if it.place == "gone":
             self.records.pop(ref, None)
         elif it.state is not None and self.records.get(ref, {}).get("state") != it.state:
             record = self.records.setdefault(ref, {})
             revision = int(record.get("rev", 0)) + 1
             record |= {"state": it.state, "rev": str(revision), f"h{revision % 8}": f"{self.now} state {it.state}"}
-        if it.place == "poison":
+        if place == "poison":
             self._park(ref, "poison")
         elif held.phase == "p":
             if due is not None:
@@ -469,12 +489,10 @@ class Model:
             self._park(ref, "paused")
         elif due is not None:
             self._make_due(ref, due)
-        elif it.place == "failed":
+        elif place == "failed":
             self._park(ref, "failed")
-        elif it.place == "idle":
+        elif place == "idle":
             self.places[ref] = ("idle", FAR_US if it.delay_us >= FAR_US else self.now + it.delay_us)
-        if it.event:
-            self.events.append((ref, it.event.decode()))
         return "ok"
 
     def release(self, items: Sequence[Released], wake: bool) -> tuple[Status, ...]:

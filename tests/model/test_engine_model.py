@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 from unittest import mock
@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from setpoint.engine import door as door_module
 from setpoint.engine.door import Door, Script, compose
 from setpoint.engine.records import ErrorText, Trouble
-from setpoint.engine.scripts import FAR_US, Audit, Call, ClaimKind, LaneAsk, Released, Settlement, When
+from setpoint.engine.scripts import FAR_US, Audit, Call, ClaimKind, Ending, LaneAsk, Released, Settlement, When
 from tests.model.model import Model
 from tests.model.mutants import MUTANTS, Mutant, text_of
 from tests.servers import Server
@@ -221,7 +221,7 @@ class EngineMachine(RuleBasedStateMachine):
         if at_rest:
             self.enqueue_all()
             self.claim_all("w1")
-            self._settle([Settlement(ref, self.model.holder[ref].fence, "idle", S) for ref in REFS], True)
+            self._settle({ref: (self.model.holder[ref].fence, Ending("idle", S)) for ref in REFS}, True)
 
     # ---------------------------------------------------------------------------------------------------------- checks
 
@@ -336,13 +336,12 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(offset=offsets)
     def ask_for_what_failed_and_was_paused(self, offset: int) -> None:
         """Failed, then paused: it is asked for, and waits all the same."""
-        failed = [
-            Settlement(ref, held.fence, "failed", 0, Trouble(1).pack()) for ref, held in self.model.holder.items()
-        ]
-        self._settle(failed, True)
-        for it in failed:
-            self.park(it.ref, 0, 0)
-            asked = [(it.ref, When.after(offset))]
+        failed = Ending("failed", 0, Trouble(1).pack())
+        items = {ref: (held.fence, failed) for ref, held in self.model.holder.items()}
+        self._settle(items, True)
+        for ref in items:
+            self.park(ref, 0, 0)
+            asked = [(ref, When.after(offset))]
             self._call(lambda s: s.enqueue(asked), lambda: self.model.enqueue(asked))  # noqa: B023 - called at once
 
     @rule(ref=refs, pick=picks, clear=st.booleans())
@@ -404,7 +403,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(spread=st.sampled_from((0, S)), limit=st.sampled_from((1, 256)))
     def look_at_what_rests(self, spread: int, limit: int) -> None:
         """What is being evaluated comes to rest, and is looked at when its time has come."""
-        items = [Settlement(ref, held.fence, "idle", S) for ref, held in self.model.holder.items()]
+        items = {ref: (held.fence, Ending("idle", S)) for ref, held in self.model.holder.items()}
         self._settle(items, True)
         self._set_clock(self.model.now + 2 * S)
         for kind in KINDS:
@@ -503,14 +502,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(chosen=st.lists(outcomes, min_size=1, max_size=3), wake=st.sampled_from((True, True, False)))
     def settle(self, chosen: list[Any], wake: bool) -> None:
-        items: dict[str, Settlement] = {}
+        items: dict[str, tuple[int, Ending]] = {}
         for ref, pick, place, delay, trouble, state, event in chosen:
             ref = self._pick_ref(ref, pick)
             fence = self._pick_fence(ref, (pick * 37) % 100)
             delay = FAR_US if place == "idle" and pick % 2 else delay
             packed = trouble.pack() if trouble else b""
-            items[ref] = Settlement(ref, fence, place, delay, packed, None if place == "gone" else state, event)
-        self._settle(list(items.values()), wake)
+            items[ref] = fence, Ending(place, delay, packed, None if place == "gone" else state, event)
+        self._settle(items, wake)
 
     @precondition(lambda self: self.fences)
     @rule(pick=picks, place=st.sampled_from(("idle", "due", "poison", "gone")))
@@ -520,19 +519,24 @@ class EngineMachine(RuleBasedStateMachine):
         held = self.model.holder.get(ref)
         for fence in self.fences[ref][-5:]:
             if not held or held.fence != fence:
-                self._settle([Settlement(ref, fence, place, S, b"", None, b"late")], True)
+                self._settle({ref: (fence, Ending(place, S, b"", None, b"late"))}, True)
 
-    def _settle(self, items: list[Settlement], wake: bool) -> None:
+    def _settle(self, items: Mapping[str, tuple[int, Ending]], wake: bool) -> None:
+        alike: dict[tuple[int, Ending], list[str]] = {}
+        for ref, ended in items.items():
+            alike.setdefault(ended, []).append(ref)
+        settlements = [Settlement(refs, fence, ending) for (fence, ending), refs in alike.items()]
         statuses = self._call(
-            lambda s: s.settle(items, counters={"settled": len(items)}, wake=wake),
-            lambda: self.model.settle(items, {"settled": len(items)}, wake),
+            lambda s: s.settle(settlements, counters={"settled": len(items)}, wake=wake),
+            lambda: self.model.settle(settlements, {"settled": len(items)}, wake),
         )
         self.counts["stale settles"] += statuses.count("stale")
         self.counts["deleted settles"] += statuses.count("deleted")
-        for item, status in zip(items, statuses, strict=True):
+        settled = [(ref, each.fence) for each in settlements for ref in each.refs]
+        for ref_and_fence, status in zip(settled, statuses, strict=True):
             if status != "stale":  # I4: one outcome a fence
-                assert (item.ref, item.fence) not in self.accepted
-                self.accepted.add((item.ref, item.fence))
+                assert ref_and_fence not in self.accepted
+                self.accepted.add(ref_and_fence)
 
     @rule(ref=refs, pick=picks, suspect=st.booleans(), wake=st.booleans())
     def release(self, ref: str, pick: int, suspect: bool, wake: bool) -> None:

@@ -37,24 +37,24 @@ PLAIN = Policy("host", backoff=Backoff(jitter=0))
 
 def one(outcome: Outcome, policy: Policy = PLAIN, trouble: Trouble | None = None, now_us: int = NOW) -> Verdict:
     before = trouble or Trouble()
-    return judge(policy, outcome, before, now_us=now_us, ref="host/1", fence=7, rng=Random(1))
+    return judge(policy, outcome, before, now_us=now_us, rng=Random(1))
 
 
 def series(outcomes: Iterable[Outcome], policy: Policy = PLAIN) -> list[Verdict]:
     trouble, verdicts = Trouble(), []
     for outcome in outcomes:
         verdict = one(outcome, policy, trouble)
-        trouble = Trouble.unpack(verdict.settlement.trouble)
+        trouble = Trouble.unpack(verdict.ending.trouble)
         verdicts.append(verdict)
     return verdicts
 
 
 def delays(verdicts: Iterable[Verdict]) -> list[int]:
-    return [v.settlement.delay_us // S for v in verdicts]
+    return [v.ending.delay_us // S for v in verdicts]
 
 
 def after(verdict: Verdict) -> Trouble:
-    return Trouble.unpack(verdict.settlement.trouble)
+    return Trouble.unpack(verdict.ending.trouble)
 
 
 @pytest.mark.parametrize(
@@ -68,29 +68,29 @@ def after(verdict: Verdict) -> Trouble:
 )
 def test_what_reached_its_goal_rests_or_is_forgotten(options: dict[str, Any], place: str, delay: int) -> None:
     trouble = Trouble(failures=3, delay_us=5, waits=2, suspect=4)
-    settlement = one(Reached("drained", 1), replace(PLAIN, **options), trouble).settlement
-    assert (settlement.place, settlement.delay_us, settlement.trouble) == (place, delay, b"")
-    assert (settlement.ref, settlement.fence, settlement.event) == ("host/1", 7, b"reached drained")
+    ending = one(Reached("drained", 1), replace(PLAIN, **options), trouble).ending
+    assert (ending.place, ending.delay_us, ending.trouble) == (place, delay, b"")
+    assert ending.event == b"reached drained"
 
 
 def test_nothing_to_do_is_at_rest() -> None:
     verdict = one(Nothing("serving"), replace(PLAIN, remember=True))
-    assert (verdict.settlement.place, verdict.settlement.event) == ("idle", b"nothing serving")
+    assert (verdict.ending.place, verdict.ending.event) == ("idle", b"nothing serving")
 
 
 def test_only_managed_states_that_changed_are_written() -> None:
     managed = replace(PLAIN, managed=True)
-    assert one(Moved("b"), managed).settlement.state == "b"
-    assert one(Reached("b", 1), managed).settlement.state == "b"
-    assert one(Reached("b", 0), managed).settlement.state is None
-    assert one(Moved("b")).settlement.state is None
-    assert one(Waiting("b"), managed).settlement.state is None
+    assert one(Moved("b"), managed).ending.state == "b"
+    assert one(Reached("b", 1), managed).ending.state == "b"
+    assert one(Reached("b", 0), managed).ending.state is None
+    assert one(Moved("b")).ending.state is None
+    assert one(Waiting("b"), managed).ending.state is None
 
 
 def test_a_state_that_moves_is_due_at_once_ten_times_and_then_ever_later() -> None:
     verdicts = series([Moved("x")] * 23)
     assert delays(verdicts) == [0] * 10 + [10, 20, 40, 80, 160, 320, 640, 1280, 2560] + [3600] * 4
-    assert {v.settlement.place for v in verdicts} == {"due"}
+    assert {v.ending.place for v in verdicts} == {"due"}
 
 
 def test_waits_grow_and_are_no_failures() -> None:
@@ -112,7 +112,7 @@ def test_again_is_no_failure_and_forgets_those_before() -> None:
     verdicts = series([FAIL, FAIL, Later(5 * S, "x"), FAIL])
     assert delays(verdicts) == [10, 20, 5, 10]
     assert after(verdicts[2]) == Trouble()
-    assert one(Later(0, "x")).settlement.delay_us == 100_000
+    assert one(Later(0, "x")).ending.delay_us == 100_000
 
 
 def test_failures_grow_for_ever_without_overflow() -> None:
@@ -123,7 +123,7 @@ def test_failures_grow_for_ever_without_overflow() -> None:
 
 
 def test_only_the_first_failure_is_an_event() -> None:
-    assert [v.settlement.event for v in series([FAIL] * 3)] == [b"failed drain: ValueError", b"", b""]
+    assert [v.ending.event for v in series([FAIL] * 3)] == [b"failed drain: ValueError", b"", b""]
 
 
 def test_one_success_of_the_whole_list_starts_the_series_over() -> None:
@@ -135,7 +135,7 @@ def test_jitter_does_not_slow_the_growth() -> None:
     verdicts = series([FAIL] * 12, replace(PLAIN, backoff=Backoff(jitter=0.5)))
     for n, verdict in enumerate(verdicts, 1):
         full = Backoff().nth(n)
-        assert full / 2 <= verdict.settlement.delay_us <= full
+        assert full / 2 <= verdict.ending.delay_us <= full
 
 
 def test_reset_by_action_starts_the_delay_over_where_an_action_had_succeeded() -> None:
@@ -149,7 +149,7 @@ def test_reset_by_action_starts_the_delay_over_where_an_action_had_succeeded() -
 
 def test_over_the_limit_of_attempts_it_is_parked_with_its_last_error() -> None:
     verdicts = series([FAIL, FAIL, replace(FAIL, message="last")], replace(PLAIN, attempts=3))
-    assert [v.settlement.place for v in verdicts] == ["due", "due", "failed"]
+    assert [v.ending.place for v in verdicts] == ["due", "due", "failed"]
     trouble = after(verdicts[-1])
     assert (trouble.reason, trouble.failures) == ("failed", 3)
     assert trouble.error is not None
@@ -158,38 +158,38 @@ def test_over_the_limit_of_attempts_it_is_parked_with_its_last_error() -> None:
 
 def test_permanent_is_parked_at_once() -> None:
     verdict = one(replace(FAIL, permanent=True))
-    assert (verdict.settlement.place, after(verdict).reason) == ("failed", "failed")
+    assert (verdict.ending.place, after(verdict).reason) == ("failed", "failed")
 
 
 def test_a_timeout_is_a_failure_of_its_own_label() -> None:
     verdict = one(TimedOut("drain", 60 * S))
     error = after(verdict).error
-    assert verdict.outcome_label == "timed_out"
+    assert verdict.label == "timed_out"
     assert error is not None
     assert error.message == "took longer than 1m"
 
 
 @pytest.mark.parametrize("where", ["state", "goal_state", "actions", "reached"])
 def test_errors_of_hooks_have_their_own_label(where: str) -> None:
-    assert one(replace(FAIL, where=where)).outcome_label == "unreadable"
-    assert one(FAIL).outcome_label == "failed"
+    assert one(replace(FAIL, where=where)).label == "unreadable"
+    assert one(FAIL).label == "failed"
 
 
 def test_after_success_idle_rests_after_any_list_that_went_well() -> None:
     policy = replace(PLAIN, after_success="idle", managed=True)
-    assert [v.settlement.place for v in series([Moved("b"), Waiting("b")], policy)] == ["idle", "idle"]
-    assert one(Moved("b"), policy).settlement.state == "b"
-    assert one(FAIL, policy).settlement.place == "due"
+    assert [v.ending.place for v in series([Moved("b"), Waiting("b")], policy)] == ["idle", "idle"]
+    assert one(Moved("b"), policy).ending.state == "b"
+    assert one(FAIL, policy).ending.place == "due"
 
 
 def test_what_is_gone_is_gone() -> None:
-    settlement = one(Vanished(), replace(PLAIN, managed=True)).settlement
-    assert (settlement.place, settlement.trouble, settlement.event) == ("gone", b"", b"gone")
+    ending = one(Vanished(), replace(PLAIN, managed=True)).ending
+    assert (ending.place, ending.trouble, ending.event) == ("gone", b"", b"gone")
 
 
 def test_three_crashes_are_poison_and_use_up_no_attempts() -> None:
     verdicts = series([FAIL, Crashed("SIGSEGV"), Crashed("SIGSEGV"), Crashed("SIGKILL")], replace(PLAIN, attempts=2))
-    assert [v.settlement.place for v in verdicts] == ["due", "due", "due", "poison"]
+    assert [v.ending.place for v in verdicts] == ["due", "due", "due", "poison"]
     trouble = after(verdicts[-1])
     assert (trouble.failures, trouble.crashes, trouble.reason) == (1, 3, "poison")
     assert trouble.error is not None
@@ -199,11 +199,11 @@ def test_three_crashes_are_poison_and_use_up_no_attempts() -> None:
 
 def test_crashes_are_counted_through_successes_and_forgotten_after_a_day() -> None:
     verdicts = series([Crashed("a"), Reached("x", 1), Crashed("b"), FAIL, Crashed("c")])
-    assert verdicts[-1].settlement.place == "poison"
+    assert verdicts[-1].ending.place == "poison"
     trouble = Trouble(crashes=2, first_crash_us=NOW - CRASH_WINDOW_US - 1)
     late = one(Crashed("d"), PLAIN, trouble)
-    assert (late.settlement.place, after(late).crashes) == ("due", 1)
-    assert one(Reached("x", 1), PLAIN, trouble).settlement.trouble == b""
+    assert (late.ending.place, after(late).crashes) == ("due", 1)
+    assert one(Reached("x", 1), PLAIN, trouble).ending.trouble == b""
 
 
 def test_what_died_alone_runs_alone_again_and_any_outcome_clears_the_suspicion() -> None:
@@ -228,8 +228,8 @@ def test_poison_is_three_crashes_in_a_day_or_ten_suspicions(trouble: Trouble, ex
 
 
 def test_poison_is_parked_without_running_it() -> None:
-    verdict = park_poison(PLAIN, Trouble(suspect=10), now_us=NOW, ref="host/1", fence=7, rng=Random(1))
-    assert (verdict.settlement.place, verdict.outcome_label, after(verdict).reason) == ("poison", "poison", "poison")
+    verdict = park_poison(PLAIN, Trouble(suspect=10), now_us=NOW, rng=Random(1))
+    assert (verdict.ending.place, verdict.label, after(verdict).reason) == ("poison", "poison", "poison")
     assert after(verdict).error is not None
 
 
@@ -251,5 +251,5 @@ NUMBERS = st.integers(0, 1 << 60)
 def test_every_outcome_can_be_judged_after_any_trouble(outcome: Outcome, trouble: Trouble, linear: bool) -> None:
     policy = replace(PLAIN, backoff=Backoff.linear() if linear else Backoff())
     verdict = one(outcome, policy, trouble)
-    assert 0 <= verdict.settlement.delay_us <= FAR_US
-    assert Trouble.unpack(verdict.settlement.trouble).pack()
+    assert 0 <= verdict.ending.delay_us <= FAR_US
+    assert Trouble.unpack(verdict.ending.trouble).pack()

@@ -21,11 +21,11 @@ import zlib
 from base64 import b64encode
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from time import monotonic
 from types import FrameType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, assert_never
 
 import msgpack
 import redis
@@ -44,7 +44,7 @@ from setpoint.counters import (
 )
 from setpoint.engine.connect import connect
 from setpoint.engine.door import Door
-from setpoint.engine.records import NO_TROUBLE, Trouble
+from setpoint.engine.records import Trouble
 from setpoint.engine.scripts import BATCH, Call, Claim, ClaimKind, Released, Settlement, When
 from setpoint.errors import RedisUnavailable
 from setpoint.jobs import JSONSerializer, is_hint, job_key, queue_key
@@ -81,15 +81,35 @@ _SUSPENDED = "rq:suspended"
 _FOREVER = float("inf")
 
 
+class Fields:
+    """Names of a kind's counters."""
+
+    __slots__ = ("_actions", "_kind", "duration", "duration_sum", "wait", "wait_sum")
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._actions: dict[tuple[str, str], str] = {}
+        self.duration = bucket_fields("duration", kind)
+        self.duration_sum = sum_field("duration", kind)
+        self.wait = bucket_fields("wait", kind)
+        self.wait_sum = sum_field("wait", kind)
+
+    def action(self, name: str, label: str) -> str:
+        """Counts runs of an action that ended so."""
+        known = self._actions.get((name, label))
+        if known is None:
+            known = self._actions[name, label] = action_field(self._kind, name, label)
+        return known
+
+
 class Info(NamedTuple):
     """A kind as this worker needs it, with what is looked up for every item prepared."""
 
     policy: Policy
     claim: ClaimKind
-    duration: tuple[str, ...]
-    wait: tuple[str, ...]
-    quick: dict[tuple[Any, ...], Settlement]
-    """Settlements that are the same for every entity without trouble, by outcome."""
+    fields: Fields
+    quick: dict[tuple[Any, ...], Verdict]
+    """Verdicts that are the same for every entity without trouble, by outcome."""
 
 
 class Held(NamedTuple):
@@ -125,9 +145,9 @@ def _tell(held: Held, verdict: Verdict) -> None:
     log.info(
         "%s: %s",
         held.ref,
-        verdict.settlement.event.decode(),
+        verdict.ending.event.decode(),
         extra={
-            "event": f"entity.{verdict.outcome_label}",
+            "event": f"entity.{verdict.label}",
             "entity": held.ref,
             "kind": held.info.claim.kind,
             "fence": held.fence,
@@ -135,18 +155,25 @@ def _tell(held: Held, verdict: Verdict) -> None:
     )
 
 
-def _with_wishes(judged: tuple[Held, Verdict], wishes: list[When]) -> tuple[tuple[Held, Verdict], list[When]]:
-    """What an entity asked for itself from now on is part of its settlement; instants are left to an enqueue of their
-    own, for only Redis knows its clock."""
-    held, verdict = judged
-    settlement = verdict.settlement
-    delays = [wish.us for wish in wishes if wish.relative]
-    if not delays or settlement.place not in {"idle", "forget", "due"}:
-        return judged, wishes
-    if settlement.place == "due":
-        delays.append(settlement.delay_us)
-    again = replace(settlement, place="due", delay_us=min(delays))
-    return (held, Verdict(again, verdict.outcome_label)), [wish for wish in wishes if not wish.relative]
+def _again(verdict: Verdict, after_us: int) -> Verdict:
+    """The same, for an entity that asked to be evaluated again so long from now: that is part of how it ends."""
+    ending = verdict.ending
+    match ending.place:
+        case "idle" | "forget":
+            return Verdict(replace(ending, place="due", delay_us=after_us), verdict.label)
+        case "due":
+            return Verdict(replace(ending, delay_us=min(after_us, ending.delay_us)), verdict.label)
+        case "failed" | "poison" | "gone":
+            return verdict
+        case _:
+            assert_never(ending.place)
+
+
+class _Ended(NamedTuple):
+    """Evaluations that end alike."""
+
+    verdict: Verdict
+    held: list[Held]
 
 
 class _Hint(NamedTuple):
@@ -159,7 +186,7 @@ class _Unsaid(NamedTuple):
     """A call that Redis has not answered, with what it is about."""
 
     call: Call[Any]
-    held: tuple[tuple[str, int], ...]
+    held: Sequence[tuple[Sequence[str], int]]
 
 
 def boottime() -> float:
@@ -524,7 +551,7 @@ class FleetWorker(Worker):
             if self.options.lanes and policy.lane not in self.options.lanes:
                 continue
             claim = ClaimKind(kind, policy.lane, policy.cap, policy.rate, policy.per_us)
-            kinds[kind] = Info(policy, claim, bucket_fields("duration", kind), bucket_fields("wait", kind), {})
+            kinds[kind] = Info(policy, claim, Fields(kind), {})
             lanes.setdefault(policy.lane, []).append(claim)
         self._kinds = kinds
         self._policies = {kind: manifest[kind] for kind in kinds}
@@ -566,7 +593,7 @@ class FleetWorker(Worker):
                     self._suspects.add(held.info.policy.lane)
         if not (child.draining and not started) and not self._stopping:
             log.warning("child %d %s; %d evaluations were running", child.pid, how, len(started))
-        self._settle([self._judged(held, outcome) for held, outcome in rows])
+        self._settle([_Ended(self._judge(held, outcome), [held]) for held, outcome in rows])
         self._release(back)
         if child.role == "quarantine":
             self._respawn_alone.died(child.born, child.done)
@@ -726,7 +753,7 @@ class FleetWorker(Worker):
         take = child.take
         work: list[list[Any]] = []
         managed: list[list[Any]] = []
-        poison: list[tuple[Held, Verdict]] = []
+        poison: list[_Ended] = []
         for item in items:
             ref, due_us, stored = item.ref, item.due_us, item.trouble
             info = kinds[ref.partition("/")[0]]
@@ -737,8 +764,8 @@ class FleetWorker(Worker):
                 trouble = Trouble.unpack(stored)
                 attempt += trouble.failures
                 if poisoned(policy, trouble, now_us):
-                    verdict = park_poison(policy, trouble, now_us=now_us, ref=ref, fence=fence, rng=self._rng)
-                    poison.append((held, verdict))
+                    verdict = park_poison(policy, trouble, now_us=now_us, rng=self._rng)
+                    poison.append(_Ended(verdict, [held]))
                     continue
             wait = due_us - now_us
             row: list[Any] = [take(held), ref, fence, max(0, wait), attempt, due_us, policy.timeout_us, None]
@@ -777,108 +804,118 @@ class FleetWorker(Worker):
 
     def _ended(self, child: Child, rows: list[Any]) -> None:
         """The child reports outcomes: judge them and settle, many a call."""
-        ended: list[tuple[Held, Verdict]] = []
+        groups: dict[tuple[int, int], _Ended] = {}
         wishes: list[tuple[str, When]] = []
         counts: dict[str, int] = {}
         get = counts.get
-        total = slowest = 0
+        total = slowest = ended = 0
         drop = child.drop
         for index, wire, took_us, late_us, acted, wished in rows:
             held = drop(index)
             if held is None:
                 continue
-            info = held.info
-            kind = info.claim.kind
-            field = info.wait[bisect_left(BUCKETS_US, late_us)]
+            ended += 1
+            fields = held.info.fields
+            field = fields.wait[bisect_left(BUCKETS_US, late_us)]
             counts[field] = get(field, 0) + 1
-            field = sum_field("wait", kind)
-            counts[field] = get(field, 0) + max(0, late_us)
+            counts[fields.wait_sum] = get(fields.wait_sum, 0) + max(0, late_us)
             for name, label, act_us in acted:
-                field = info.duration[bisect_left(BUCKETS_US, act_us)]
+                field = fields.duration[bisect_left(BUCKETS_US, act_us)]
                 counts[field] = get(field, 0) + 1
-                field = sum_field("duration", kind)
-                counts[field] = get(field, 0) + act_us
-                field = action_field(kind, name, label)
+                counts[fields.duration_sum] = get(fields.duration_sum, 0) + act_us
+                field = fields.action(name, label)
                 counts[field] = get(field, 0) + 1
             total += took_us
             if took_us > slowest:
                 slowest = took_us
-            judged = self._judged(held, wire)
-            if wished:
-                judged, rest = _with_wishes(judged, [When(us, mode == "r") for mode, us in wished])
-                wishes += ((held.ref, when) for when in rest)
-            ended.append(judged)
+            verdict = self._verdict(held, wire, wished, wishes)
+            group = groups.get((held.fence, id(verdict)))
+            if group is None:
+                groups[held.fence, id(verdict)] = _Ended(verdict, [held])
+            else:
+                group.held.append(held)
         if not ended:
             return
-        child.done += len(ended)
+        child.done += ended
         if child.role == "main":
-            self._intake.finished(len(ended), total, slowest)
-        if wishes:
-            for at in range(0, len(wishes), BATCH):
-                self._say(self.scripts.enqueue(wishes[at : at + BATCH]))
-        self._settle(ended, counts)
+            self._intake.finished(ended, total, slowest)
+        for at in range(0, len(wishes), BATCH):
+            self._say(self.scripts.enqueue(wishes[at : at + BATCH]))
+        self._settle(groups.values(), counts)
         if self.options.max_items or self.options.max_memory:
             self._recycle(child)
         if not child.items and child.role == "main":
             self._end_hints()
 
-    def _judged(self, held: Held, outcome: Any) -> tuple[Held, Verdict]:
-        """`outcome` is an `Outcome`, or one as it came over the wire."""
-        info, plain = held.info, not held.trouble
-        same: tuple[Any, ...] | None = None
-        if isinstance(outcome, list):
-            wire: list[Any] = outcome  # pyright: ignore[reportUnknownVariableType]
-            if plain and wire[0] == "reached":
-                same = (wire[1], wire[2])
-                like = info.quick.get(same)
-                if like is not None:
-                    ready = Settlement(held.ref, held.fence, like.place, like.delay_us, b"", like.state, like.event)
-                    return held, Verdict(ready, "reached")
-            try:
-                parsed: Outcome = from_wire(wire)
-            except ValueError as error:
-                parsed = Failed("BadFrame", str(error), "child")
+    def _verdict(self, held: Held, wire: list[Any], wished: list[Any], wishes: list[tuple[str, When]]) -> Verdict:
+        """Judge what the child said. What the entity asked for itself becomes part of the verdict, but for instants:
+        only Redis knows its clock, so these join `wishes`."""
+        after_us = min((us for mode, us in wished if mode == "r"), default=-1) if wished else -1
+        quick = held.info.quick
+        same = None
+        if wire[0] == "reached" and not held.trouble:
+            same = (wire[1], wire[2], after_us)
+            verdict = quick.get(same)
         else:
-            parsed = outcome
-        trouble = NO_TROUBLE if plain else Trouble.unpack(held.trouble)
-        verdict = judge(
-            info.policy, parsed, trouble, now_us=self._clock.now_us(), ref=held.ref, fence=held.fence, rng=self._rng
-        )
-        if same is not None and len(info.quick) < 64:
-            info.quick[same] = verdict.settlement
-        return held, verdict
+            verdict = None
+        if verdict is None:
+            try:
+                outcome: Outcome = from_wire(wire)
+            except ValueError as error:
+                outcome = Failed("BadFrame", str(error), "child")
+            verdict = self._judge(held, outcome)
+            if after_us >= 0:
+                verdict = _again(verdict, after_us)
+            if same is not None and len(quick) < 64:
+                quick[same] = verdict
+        for mode, us in wished:
+            if mode != "r" or verdict.ending.place != "due":
+                wishes.append((held.ref, When(us, mode == "r")))
+        return verdict
 
-    def _settle(self, ended: Sequence[tuple[Held, Verdict]], counts: dict[str, int] | None = None) -> None:
-        if not ended:
-            return
+    def _judge(self, held: Held, outcome: Outcome) -> Verdict:
+        trouble = Trouble.unpack(held.trouble)
+        return judge(held.info.policy, outcome, trouble, now_us=self._clock.now_us(), rng=self._rng)
+
+    def _settle(self, ended: Iterable[_Ended], counts: dict[str, int] | None = None) -> None:
         counts = {} if counts is None else counts
+        settlements: list[Settlement] = []
+        size = 0
+        for verdict, held in ended:
+            ending, label = verdict.ending, verdict.label
+            if ending.event and (label not in _QUIET or ending.trouble):
+                for each in held:
+                    _tell(each, verdict)
+            kind = held[0].info.claim.kind
+            field = evaluation_field(kind, label)
+            counts[field] = counts.get(field, 0) + len(held)
+            if ending.place == "due" and label in _FAILURES:
+                field = retry_field(kind, Trouble.unpack(ending.trouble).failures)
+                counts[field] = counts.get(field, 0) + len(held)
+            at = 0
+            while at < len(held):
+                part = held[at : at + BATCH - size]
+                settlements.append(Settlement([each.ref for each in part], part[0].fence, ending))
+                at += len(part)
+                size += len(part)
+                if size == BATCH:
+                    self._say_settled(settlements, counts)
+                    settlements, counts, size = [], {}, 0
+        if settlements:
+            self._say_settled(settlements, counts)
+
+    def _say_settled(self, settlements: list[Settlement], counts: dict[str, int]) -> None:
+        later = any(each.ending.place == "due" for each in settlements)
         follows = bool(self._due) and self._more and self._room() > 0
-        for at in range(0, len(ended), BATCH):
-            batch = ended[at : at + BATCH]
-            settlements: list[Settlement] = []
-            later = False
-            for held, verdict in batch:
-                settlement = verdict.settlement
-                settlements.append(settlement)
-                later = later or settlement.place == "due"
-                if settlement.event and (verdict.outcome_label not in _QUIET or settlement.trouble):
-                    _tell(held, verdict)
-                kind = held.info.claim.kind
-                field = evaluation_field(kind, verdict.outcome_label)
-                counts[field] = counts.get(field, 0) + 1
-                if settlement.place == "due" and verdict.outcome_label in _FAILURES:
-                    field = retry_field(kind, Trouble.unpack(settlement.trouble).failures)
-                    counts[field] = counts.get(field, 0) + 1
-            call = self.scripts.settle(settlements, counters=counts, wake=later or not follows)
-            counts = {}
-            self._say(call, tuple((s.ref, s.fence) for s in settlements))
+        call = self.scripts.settle(settlements, counters=counts, wake=later or not follows)
+        self._say(call, [(each.refs, each.fence) for each in settlements])
 
     def _release(self, back: list[Released]) -> None:
         for at in range(0, len(back), BATCH):
             batch = back[at : at + BATCH]
-            self._say(self.scripts.release(batch), tuple((each.ref, each.fence) for each in batch))
+            self._say(self.scripts.release(batch), [((each.ref,), each.fence) for each in batch])
 
-    def _say(self, call: Call[Any], held: tuple[tuple[str, int], ...] = ()) -> None:
+    def _say(self, call: Call[Any], held: Sequence[tuple[Sequence[str], int]] = ()) -> None:
         """Run a call; keep it for later if Redis does not answer, and keep the order."""
         if self._unsaid:
             self._unsaid.append(_Unsaid(call, held))
@@ -918,7 +955,7 @@ class FleetWorker(Worker):
             if index not in child.lost
         ]
         for unsaid in self._unsaid:
-            held += unsaid.held
+            held += ((ref, fence) for refs, fence in unsaid.held for ref in refs)
         return held
 
     def _beat(self) -> None:

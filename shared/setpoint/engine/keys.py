@@ -46,7 +46,7 @@ class Keys:
         self.trouble = prefix + "trouble"  # hash: ref -> "failures crashes first_crash delay waits suspect reason|blob"
         self.wake = prefix + "wake"  # list, at most 1: something for the promoter
         self.fence = prefix + "fence"  # string: high-water mark of all fences
-        self.events = prefix + "events"  # stream, capped: pairs ref -> event
+        self.events = prefix + "events"  # stream, capped: pairs refs (a line each) -> event
         self.counters = prefix + "counters"  # hash: counters and histogram buckets
         self.waiters = prefix + "waiters"  # hash: ref -> until when somebody waits for it
         self.paused = prefix + "paused"  # hash: fleet, lane:<lane>, kind:<kind>, ref:<ref> -> "until text"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from setpoint.engine.keys import Keys
 from setpoint.entity import kind_of
@@ -23,6 +23,7 @@ __all__ = [
     "Claim",
     "ClaimKind",
     "Claimed",
+    "Ending",
     "Enqueued",
     "LaneAsk",
     "LaneHint",
@@ -168,8 +169,7 @@ class ClaimKind:
     per_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """One ref that is ours until the lease ends."""
 
     ref: str
@@ -204,11 +204,9 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
-    """How one evaluation ends."""
+class Ending:
+    """How an evaluation ends; many end alike."""
 
-    ref: str
-    fence: int
     place: Literal["idle", "due", "failed", "poison", "forget", "gone"]
     """Where it goes. `failed` and `poison` are parked (failed only if no wish waits), `forget` is in no set, `gone`
     drops the record too."""
@@ -220,6 +218,19 @@ class Settlement:
     """New state of a managed entity; None leaves it."""
     event: bytes = b""
     """For the event stream; empty for none."""
+
+    @property
+    def recorded(self) -> bool:
+        """It writes the entity's record, or drops it."""
+        return self.state is not None or self.place == "gone"
+
+
+class Settlement(NamedTuple):
+    """Refs that were claimed under one fence and end alike."""
+
+    refs: Sequence[str]
+    fence: int
+    ending: Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +504,12 @@ class Scripts:
         extra = [self.keys.hints(lane), *(self.keys.limit(each.kind) for each in kinds)]
 
         def parse(reply: list[Any]) -> Claim:
-            items = tuple(Claimed(_text(reply[i]), _int(reply[i + 1]), reply[i + 2]) for i in range(4, len(reply), 3))
+            refs = _text(reply[4]).split("\n") if reply[4] else ()
+            troubles = {int(reply[i]) - 1: reply[i + 1] for i in range(6, len(reply), 2)}
+            dues = map(int, reply[5].split())
+            items = tuple(
+                Claimed(ref, due, troubles.get(i, b"")) for i, (ref, due) in enumerate(zip(refs, dues, strict=True))
+            )
             return Claim(_int(reply[0]), _int(reply[1]), items, _text(reply[2]) == "1", _text(reply[3]) == "1")
 
         return self._call("claim", (each.kind for each in kinds), extra, args, parse)
@@ -512,28 +528,21 @@ class Scripts:
     def settle(
         self, items: Sequence[Settlement], *, counters: Mapping[str, int] | None = None, wake: bool = True
     ) -> Call[tuple[Status, ...]]:
-        """End evaluations. `wake` False if the caller claims again at once."""
+        """End evaluations, at most `BATCH` refs; what became of each ref, in order. `wake` False if the caller claims
+        again at once."""
         counts = counters or {}
         args: list[Arg] = [EVENTS_KEPT, int(wake), len(counts)]
         for field, count in counts.items():
             args += (field, count)
         records: list[str] = []
-        for each in items:
-            at = 0
-            if each.state is not None or each.place == "gone":
-                records.append(self.keys.record(each.ref))
-                at = len(records)
-            args += (
-                each.ref,
-                each.fence,
-                _PLACES[each.place],
-                each.delay_us,
-                each.trouble,
-                at,
-                each.state or "",
-                each.event,
-            )
-        return self._call("settle", (kind_of(each.ref) for each in items), records, args, _statuses)
+        kinds: set[str] = set()
+        for refs, fence, end in items:
+            if end.recorded:
+                records += map(self.keys.record, refs)
+            args += (len(refs), fence, _PLACES[end.place], end.delay_us, end.trouble, int(end.recorded))
+            args += (end.state or "", end.event, *refs)
+            kinds.update(map(kind_of, refs))
+        return self._call("settle", sorted(kinds), records, args, _statuses)
 
     def release(self, items: Sequence[Released], *, wake: bool = True) -> Call[tuple[Status, ...]]:
         """Hand refs back at their old due time; nothing is charged."""

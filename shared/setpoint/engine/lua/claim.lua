@@ -4,7 +4,8 @@
 -- KEYS: the common ones, hints of the lane, rate limit of each kind.
 -- ARGV: worker, lease, lead, limit, hint to drop ('' for none), 1 for one suspect alone, number of kinds, for each kind
 --   (kind, lane, cap, rate, per), then the only refs to take, if any.
--- Returns {now, fence, 1 if more is due, 1 if suspects are due, then (ref, due, trouble) for each}.
+-- Returns {now, fence, 1 if more is due, 1 if suspects are due, the refs (a line each), their due times (a blank between),
+--   then (position, trouble) of those in trouble}.
 local worker, lease, lead, limit = ARGV[A + 1], tonumber(ARGV[A + 2]), tonumber(ARGV[A + 3]), tonumber(ARGV[A + 4])
 local hint, alone, nk = ARGV[A + 5], ARGV[A + 6] == '1', tonumber(ARGV[A + 7])
 local horizon = now + lead
@@ -55,33 +56,34 @@ for k = 1, nk do
           more = true
           break
         end
-        found[#found + 1] = { tonumber(got[2 * r]), refs[r], trouble[r] or '', kind }
+        found[#found + 1] = { got[2 * r], refs[r], trouble[r], kind }
       end
     end
     if #refs < page then break end
     offset, page = offset + page, 256
   end
 end
-if nk > 1 then table.sort(found, function(a, b) return a[1] < b[1] end) end
+if nk > 1 then table.sort(found, function(a, b) return tonumber(a[1]) < tonumber(b[1]) end) end
 if #found > limit then more = true end
 
 local take = math.min(#found, limit)
-local reply = { str(now), '0', more and '1' or '0', suspects and '1' or '0' }
+local reply = { str(now), '0', more and '1' or '0', suspects and '1' or '0', '', '' }
 if take > 0 then
   local fence = math.max(tonumber(redis.call('GET', FENCE) or 0) + 1, now)
   redis.call('SET', FENCE, str(fence))
   reply[2] = str(fence)
-  local holders = {}
-  local expiry = str(now + lease)
+  local holders, refs, dues = {}, {}, {}
+  local expiry, head, tail = str(now + lease), reply[2] .. ' h ', ' ' .. reply[1] .. ' ' .. worker
   for i = 1, take do
     local due, ref, trouble, kind = found[i][1], found[i][2], found[i][3], found[i][4]
     if not kind.took then kind.took, kind.gone = {}, {} end
     kind.took[#kind.took + 1], kind.took[#kind.took + 2] = expiry, ref
     kind.gone[#kind.gone + 1] = ref
-    holders[#holders + 1] = ref
-    holders[#holders + 1] = reply[2] .. ' h ' .. str(due) .. ' ' .. reply[1] .. ' ' .. worker
-    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = ref, str(due), trouble
+    holders[#holders + 1], holders[#holders + 2] = ref, head .. due .. tail
+    refs[i], dues[i] = ref, due
+    if trouble then reply[#reply + 1], reply[#reply + 2] = str(i), trouble end
   end
+  reply[5], reply[6] = table.concat(refs, '\n'), table.concat(dues, ' ')
   redis.call('HSET', HOLDER, unpack(holders))
   for _, kind in ipairs(order) do
     if kind.took then

@@ -49,13 +49,15 @@ local function wake_for(due)
   if due <= now + HORIZON and redis.call('LLEN', WAKE) == 0 then redis.call('RPUSH', WAKE, '1') end
 end
 
+-- Phase: h held, p to be parked when it ends, x deleted; a g after it says that its goal is another since the claim.
 local function holder_of(held)
-  local fence, phase, due, since, worker = string.match(held, '^(%d+) (%a) (%-?%d+) (%d+) (.*)$')
-  return { fence = fence, phase = phase, due = tonumber(due), since = since, worker = worker }
+  local fence, phase, g, due, since, worker = string.match(held, '^(%d+) (%a)(g?) (%-?%d+) (%d+) (.*)$')
+  return { fence = fence, phase = phase, regoaled = g == 'g', due = tonumber(due), since = since, worker = worker }
 end
 
 local function holder_text(h)
-  return h.fence .. ' ' .. h.phase .. ' ' .. str(h.due) .. ' ' .. h.since .. ' ' .. h.worker
+  local phase = h.phase .. (h.regoaled and 'g' or '')
+  return h.fence .. ' ' .. phase .. ' ' .. str(h.due) .. ' ' .. h.since .. ' ' .. h.worker
 end
 
 -- Earliest wish wins; a wish is a due time asked for while the ref is leased or paused.

@@ -32,6 +32,13 @@ if changed then
       redis.call('HDEL', TROUBLE, ref)
     end
   end
+  -- What the evaluation that is running will say of its failure belongs to the old goal.
+  local held = redis.call('HGET', HOLDER, ref)
+  if held then
+    local h = holder_of(held)
+    h.regoaled = h.phase ~= 'x'
+    redis.call('HSET', HOLDER, ref, holder_text(h))
+  end
   event(ref, ARGV[A + 5])
 end
 local code = ask_for(kind, ref, now)
