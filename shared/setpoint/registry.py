@@ -57,6 +57,14 @@ _MARKS: Final = "__setpoint_action__"
 class Link(Protocol):
     """What a context needs from whoever runs the evaluation."""
 
+    def due(self) -> datetime:
+        """When it was due, UTC."""
+        ...
+
+    def deadline(self) -> datetime | None:
+        """When it will be cut off, UTC; None for never."""
+        ...
+
     def cancelled(self) -> bool:
         """The entity was deleted, or the evaluation is to end: its outcome will be dropped."""
         ...
@@ -87,16 +95,22 @@ class Context:
     """Grows with every claim: pass it to services that can refuse an older one."""
     revision: int | None
     """Of the record that was read; None for a kind without records."""
-    due: datetime
-    """When it was due, UTC."""
-    deadline: datetime | None
-    """When it will be cut off, UTC; None for never."""
     link: Link = field(repr=False)
 
     @property
     def ref(self) -> str:
         """`kind/id`."""
         return f"{self.kind}/{self.id}"
+
+    @property
+    def due(self) -> datetime:
+        """When it was due, UTC."""
+        return self.link.due()
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When it will be cut off, UTC; None for never."""
+        return self.link.deadline()
 
     @property
     def cancelled(self) -> bool:

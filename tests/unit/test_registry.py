@@ -54,6 +54,12 @@ class Link:
     def __init__(self) -> None:
         self.calls: list[Any] = []
 
+    def due(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
+    def deadline(self) -> datetime | None:
+        return None
+
     def cancelled(self) -> bool:
         return True
 
@@ -68,7 +74,7 @@ class Link:
 
 
 def context(link: Link) -> Context:
-    return Context("web-1", "host", 2, 77, 3, datetime(2026, 1, 1, tzinfo=UTC), None, link)
+    return Context("web-1", "host", 2, 77, 3, link)
 
 
 def declare(cls: type[Any], **options: Any) -> Policy:

@@ -1,8 +1,8 @@
 """The runner child: the only process that runs application code. It knows no Redis, only its parent's socket.
 
-Threads: the main one reads frames, starts what had to wait, and keeps time limits. Plain functions run in slot threads
-that share one queue, `async def` on one event loop. Results are sent when the queue is empty, after a millisecond, or
-right after an evaluation that took longer than that, whichever is first.
+Threads: the main one reads frames, starts what had to wait, and keeps time limits. Plain functions run in the threads
+of a crew, `async def` on one event loop. Results are sent when the crew's row is empty, after a millisecond, or right
+after an evaluation that took longer than that, whichever is first.
 
 Before anything of a payload is looked at, the item's byte in the shared memory says 1; when it has ended, 2. The parent
 reads the bytes only after this process has died, to learn what may have killed it.
@@ -35,6 +35,7 @@ from setpoint.entity import kind_of
 from setpoint.errors import ConfigurationError
 from setpoint.outcome import Failed, Outcome, to_wire
 from setpoint.registry import Kind, Registry
+from setpoint_workers.crew import Crew, Member
 from setpoint_workers.evaluate import Call, Evaluation, SoftTimeout, Work, evaluation, run_plain
 from setpoint_workers.frames import Frame, FrameReader, send
 
@@ -67,13 +68,12 @@ class HasRegistry(Protocol):
     registry: Registry
 
 
-class _Slot:
+class _Slot(Member):
     """One thread that runs plain functions, and what it runs, so that a timeout hits only the work it is meant for."""
 
-    __slots__ = ("ident", "lock", "work")
-
     def __init__(self) -> None:
-        self.ident = threading.get_ident()
+        super().__init__()
+        self.token = threading.Semaphore(0)
         self.lock = threading.Lock()
         self.work: Work | None = None
 
@@ -211,9 +211,8 @@ class Runner:
         self._watch_at = _FOREVER  # when the reader looks at time limits next
         self._stopping = False
 
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._plain_threads = 0
+        self._crew: Crew[_Slot, Work] = Crew(slots, _Slot, self._run_plain)
+        self._offload_threads = 0
         self._tokens = _Tokens(slots)
         asynchronous = [kind.is_async for kind in self._kinds.values()]
         self._mixed = any(asynchronous) and not all(asynchronous)
@@ -237,8 +236,8 @@ class Runner:
         finally:
             self._stopping = True
             self._results.closed = True
-            for _ in self._threads:
-                self._queue.put(None)
+            self._crew.close()
+            for _ in range(self._offload_threads):
                 self._offloads.put(None)
             if (loop := self._loop) is not None:
                 with contextlib.suppress(RuntimeError):
@@ -272,12 +271,14 @@ class Runner:
             at = self._later[0][0]
         if self._results.ticking:
             at = min(at, monotonic() + _FLUSH)
+        at = min(at, self._crew.look_at())
         return None if at == _FOREVER else max(0.0, at - monotonic())
 
     def _keep_time(self) -> None:
         later = self._later
         while later and later[0][0] <= monotonic():
-            self._start(heapq.heappop(later)[2])
+            self._start([heapq.heappop(later)[2]])
+        self._crew.look()
         if self._watch_at <= monotonic():
             self._watch()
         if self._results.ticking:
@@ -329,28 +330,26 @@ class Runner:
                 heapq.heappush(self._later, (work.start_at, serial, work))
             else:
                 batch.append(work)
-        for work in batch:
-            self._start(work)
+        self._start(batch)
 
-    def _start(self, work: Work) -> None:
-        """Hand `work`, whose time has come, to a thread or the loop."""
-        kind = self._kinds.get(kind_of(work.ref))
-        if kind is None:
-            if self._pending.pop(work.serial, None) is not None:
-                name = kind_of(work.ref)
-                self._finish_unstarted(work, Failed("UnknownKind", f"this worker has no kind {name!r}", "child"))
-        elif kind.is_async:
-            work.kind = kind
-            self._async_queue.append(work)
-            loop = self._loop or self._start_loop()
-            if len(self._async_queue) == 1:
-                loop.call_soon_threadsafe(self._pump)
-        else:
-            work.kind = kind
-            self._queue.put(work)
-            if self._plain_threads < self._slots and self._plain_threads < len(self._pending) + len(self._running):
-                self._plain_threads += 1
-                self._spawn(self._run_queue)
+    def _start(self, batch: list[Work]) -> None:
+        """Hand what has its time come to a thread or the loop."""
+        plain: list[Work] = []
+        for work in batch:
+            work.kind = kind = self._kinds.get(kind_of(work.ref))
+            if kind is None:
+                if self._pending.pop(work.serial, None) is not None:
+                    name = kind_of(work.ref)
+                    self._finish_unstarted(work, Failed("UnknownKind", f"this worker has no kind {name!r}", "child"))
+            elif kind.is_async:
+                self._async_queue.append(work)
+                loop = self._loop or self._start_loop()
+                if len(self._async_queue) == 1:
+                    loop.call_soon_threadsafe(self._pump)
+            else:
+                plain.append(work)
+        if plain:
+            self._crew.add(plain)
 
     def _recall(self) -> None:
         """Give back all that has not started. Whoever takes an item out of `_pending` has it: a thread or this."""
@@ -421,28 +420,17 @@ class Runner:
 
     # ---------------------------------------------------------------------------------------------- plain functions
 
-    def _spawn(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, daemon=True, name=f"setpoint-slot-{len(self._threads)}")
-        self._threads.append(thread)
-        thread.start()
-
-    def _run_queue(self) -> None:
-        slot = _Slot()
-        gate = threading.Lock()
-        gate.acquire()
+    def _run_plain(self, slot: _Slot, work: Work) -> None:
+        """In a thread of the crew."""
         tokens = self._tokens if self._mixed else None
-        while not self._stopping:
-            work = self._queue.get()
-            if work is None:
-                return
-            if tokens is not None and not tokens.take(gate.release):
-                gate.acquire()
-            try:
-                if self._pending.pop(work.serial, None) is not None:
-                    self._run_one(slot, work)
-            finally:
-                if tokens is not None:
-                    tokens.give()
+        if tokens is not None and not tokens.take(slot.token.release):
+            slot.token.acquire()
+        try:
+            if self._pending.pop(work.serial, None) is not None:
+                self._run_one(slot, work)
+        finally:
+            if tokens is not None:
+                tokens.give()
 
     def _run_one(self, slot: _Slot, work: Work) -> None:
         outcome: Outcome | None = None
@@ -456,7 +444,7 @@ class Runner:
         if outcome is None:
             outcome = work.timed_out()
         row, took = self._row(work, outcome)
-        self._results.add(row, now=took > _FLUSH or self._queue.empty())
+        self._results.add(row, now=took > _FLUSH or not self._crew.waiting)
 
     def _await_in_loop(self, slot: _Slot, work: Work, call: Call) -> Any:
         """An `async def` action of a kind whose hooks are plain: the loop runs it while this thread waits."""
@@ -563,7 +551,9 @@ class Runner:
                 self._offload_idle -= 1
         self._offloads.put((work, lambda: function(*args), future))
         if spawn:
-            self._spawn(self._run_offloads)
+            self._offload_threads += 1
+            name = f"setpoint-offload-{self._offload_threads}"
+            threading.Thread(target=self._run_offloads, daemon=True, name=name).start()
         return await future
 
     def _run_offloads(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator
-from datetime import timedelta
+from datetime import datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 
 from setpoint.clock import to_datetime
 from setpoint.outcome import (
@@ -114,6 +115,18 @@ class WorkLink:
     def __init__(self, work: Work) -> None:
         self._work = work
 
+    def due(self) -> datetime:
+        """When it was due."""
+        return to_datetime(self._work.due_us)
+
+    def deadline(self) -> datetime | None:
+        """When its time will be up, by Redis' clock."""
+        work = self._work
+        if work.timeout_us is None:
+            return None
+        late_us = max(0, int((work.started - work.start_at) * 1e6))
+        return to_datetime(work.due_us + late_us + work.timeout_us)
+
     def cancelled(self) -> bool:
         """It was deleted, or its time is up."""
         return self._work.cancelled or self._work.fired
@@ -141,13 +154,8 @@ class WorkLink:
 
 def _context(work: Work) -> Context:
     kind, _, id_ = work.ref.partition("/")
-    due = to_datetime(work.due_us)
-    deadline = None
-    if work.timeout_us is not None:
-        late_us = max(0, int((work.started - work.start_at) * 1e6))
-        deadline = due + timedelta(microseconds=late_us + work.timeout_us)
     revision = None if work.record is None else work.record[2]
-    return Context(id_, kind, work.attempt, work.fence, revision, due, deadline, WorkLink(work))
+    return Context(id_, kind, work.attempt, work.fence, revision, WorkLink(work))
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -187,42 +195,68 @@ def evaluation(work: Work) -> Evaluation:
 def _observed(work: Work, kind: Kind) -> Evaluation:
     entity: Observed[str] = kind.create(work.ref.partition("/")[2])
     states = kind.policy.states
-    mixed = kind.is_async
+    direct = not kind.is_async  # its hooks are plain and we are in a thread: they are called right here
     if work.record is not None:
         _read_record(entity, work.record)
         entity.goal = work.record[1] or None
-    state: Any = yield entity.state, (), mixed and _is_async(entity.state), False
+    state: Any = entity.state() if direct else (yield entity.state, (), _is_async(entity.state), False)
     if is_gone(state):
         return Vanished()
     _check_state(state, "state", states)
     work.where = "goal_state"
-    if kind.sets_goal:
-        goal: Any = yield entity.goal_state, (), mixed and _is_async(entity.goal_state), False
-    elif entity.goal is None:
-        return Nothing(str(state))
-    else:
+    goal: Any
+    if not kind.sets_goal:
         goal = entity.goal
+        if goal is None:
+            return Nothing(str(state))
+    elif direct:
+        goal = entity.goal_state()
+    else:
+        goal = yield entity.goal_state, (), _is_async(entity.goal_state), False
     _check_state(goal, "goal_state", states)
     work.where = "actions"
-    listed: Any = yield entity.actions, (state, goal), mixed and _is_async(entity.actions), True
+    listed: Any
+    if direct:
+        listed = entity.actions(state, goal)
+    else:
+        listed = yield entity.actions, (state, goal), _is_async(entity.actions), True
     if not isinstance(listed, (list, tuple)):
         raise TypeError(_wrong("actions", listed, "a list of actions"))
-    before = state
+    before, ran = state, len(cast("list[object]", listed))
     if listed:
         actions = [as_action(each) for each in cast("list[object]", listed)]
-        ctx = _context(work)
-        for action in actions:
-            value = yield from _act(work, action, ctx)
-            if isinstance(value, Again):
-                return Later(value.after_us, str(state))
-            if is_gone(value):
-                return Vanished()
+        ended = yield from _run_list(work, actions, str(state), direct)
+        if ended is not None:
+            return ended
         work.where = "state"
-        state = yield entity.state, (), mixed and _is_async(entity.state), False
+        state = entity.state() if direct else (yield entity.state, (), _is_async(entity.state), False)
         if is_gone(state):
             return Vanished()
         _check_state(state, "state", states)
-    return (yield from _judge(work, kind, entity, before, state, goal, len(cast("list[object]", listed))))
+    work.where = "reached"
+    reached: Any
+    if direct:
+        reached = entity.reached(state, goal)
+    else:
+        reached = yield entity.reached, (state, goal), _is_async(entity.reached), True
+    return _outcome(reached, str(before), str(state), ran)
+
+
+def _run_list(work: Work, actions: list[Action], state: str, direct: bool) -> Generator[Call, Any, Outcome | None]:
+    """Run the actions of an observed entity; the outcome if one of them ends it."""
+    ctx = _context(work)
+    for action in actions:
+        with _Acting(work, action) as acting:
+            if direct and not action.is_async:
+                value = action.run(ctx)
+            else:
+                value = yield action.run, (ctx,), action.is_async, False
+            acting.returned(value)
+        if isinstance(value, Again):
+            return Later(value.after_us, state)
+        if is_gone(value):
+            return Vanished()
+    return None
 
 
 def _managed(work: Work, kind: Kind) -> Evaluation:
@@ -243,7 +277,12 @@ def _managed(work: Work, kind: Kind) -> Evaluation:
     if actions:
         ctx = _context(work)
         for action in actions:
-            value = yield from _act(work, action, ctx)
+            with _Acting(work, action) as acting:
+                if action.is_async or kind.is_async:
+                    value = yield action.run, (ctx,), action.is_async, False
+                else:
+                    value = action.run(ctx)
+                acting.returned(value)
             ran += 1
             if value is None:
                 continue
@@ -255,7 +294,9 @@ def _managed(work: Work, kind: Kind) -> Evaluation:
             if value != state:
                 entity.state = state = str(value)
                 break
-    return (yield from _judge(work, kind, entity, before, state, goal, ran))
+    work.where = "reached"
+    reached: object = yield entity.reached, (state, goal), _is_async(entity.reached), True
+    return _outcome(reached, before, state, ran)
 
 
 def _read_record(entity: Entity, record: list[Any]) -> None:
@@ -265,45 +306,59 @@ def _read_record(entity: Entity, record: list[Any]) -> None:
         entity.labels = unpack_labels(record[4])
 
 
-def _judge(work: Work, kind: Kind, entity: Entity, before: str, state: str, goal: str, ran: int) -> Evaluation:
+def _outcome(reached: object, before: str, state: str, ran: int) -> Outcome:
     """How it ended, now that nothing has failed."""
-    work.where = "reached"
-    mixed = kind.is_async or kind.policy.managed
-    reached: object = yield entity.reached, (state, goal), mixed and _is_async(entity.reached), True
     if not isinstance(reached, bool):
         raise TypeError(_wrong("reached", reached, "True or False"))
-    state_text = str(state)
     if reached:
-        return Reached(state_text, ran)
+        return Reached(state, ran)
     if not ran:
-        return Nothing(state_text)
-    return Waiting(state_text) if state == before else Moved(state_text)
+        return Nothing(state)
+    return Waiting(state) if state == before else Moved(state)
 
 
-def _act(work: Work, action: Action, ctx: Context) -> Generator[Call, Any, Any]:
-    """Run one action within its own time limit and note how it went."""
-    work.where = action.name
-    work.where_since = None
-    started = monotonic()
-    limited = action.timeout_us is not None and started + action.timeout_us / 1e6 < work.list_deadline
-    if limited and action.timeout_us is not None:
-        work.where_since = started
-        work.limit(work, started + action.timeout_us / 1e6)
-    row: list[Any] = [action.name, "failed", 0]
-    work.log.append(row)
-    try:
-        value = yield action.run, (ctx,), action.is_async, False
+class _Acting:
+    """While one action runs: its own time limit, and the note of how it went."""
+
+    __slots__ = ("_action", "_limited", "_row", "_started", "_work")
+
+    def __init__(self, work: Work, action: Action) -> None:
+        self._work = work
+        self._action = action
+
+    def __enter__(self) -> Self:
+        work, action = self._work, self._action
+        work.where = action.name
+        work.where_since = None
+        self._started = started = monotonic()
+        self._limited = False
+        if action.timeout_us is not None and started + action.timeout_us / 1e6 < work.list_deadline:
+            self._limited = True
+            work.where_since = started
+            work.limit(work, started + action.timeout_us / 1e6)
+        self._row: list[Any] = [action.name, "failed", 0]
+        work.log.append(self._row)
+        return self
+
+    def returned(self, value: Any) -> None:
+        """The action returned; raises if that is no value but something to await."""
+        if value is None:
+            self._row[1] = "ok"
+            return
         if inspect.isawaitable(value):
-            raise TypeError(_wrong(action.name, value, "None, Again or a state"))
-    finally:
-        row[2] = int((monotonic() - started) * 1e6)
-        if limited and not work.fired:
+            raise TypeError(_wrong(self._action.name, value, "None, Again or a state"))
+        self._row[1] = "again" if isinstance(value, Again) else "gone" if is_gone(value) else "ok"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        work = self._work
+        self._row[2] = int((monotonic() - self._started) * 1e6)
+        if self._limited and not work.fired:
             work.limit(work, work.list_deadline)
             work.where_since = None
-        if work.fired:
-            row[1] = "timed_out"
-    row[1] = "again" if isinstance(value, Again) else "gone" if is_gone(value) else "ok"
-    return value
+        if work.fired and error is not None:
+            self._row[1] = "timed_out"
 
 
 def _check_state(value: Any, where: str, states: tuple[str, ...], expected: str = "a state") -> None:
