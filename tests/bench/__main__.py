@@ -4,7 +4,7 @@ Peers are interleaved, figures are medians with their range, `x rq` is the ratio
 Absolute figures do not carry over to another machine, nor from a quiet hour to a busy one.
 
 W1: a backlog of no-ops drained by one worker. W2: a herd due at one instant. W3: lateness at 100 a second, idle worker.
-W9: entities that have themselves evaluated again.
+W9: entities that have themselves evaluated again. Two: what a second worker adds to that with actions of 1 ms.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import redis
+
+from setpoint import Fleet
 from tests.bench.log import count, read
 from tests.bench.peers import PEERS, Processes
 from tests.waiting import wait_until
@@ -30,9 +33,11 @@ def w1(peer, log: Path, seconds: float) -> Figures:
     n = int(peer.scale * seconds)
     peer.noops(n)
     peer.start()
+    begun, before = count(log), peer.cpu()
     wait_until(lambda: count(log) >= n, 120, f"{peer.name} drains {n} no-ops")
+    used = peer.cpu() - before
     runs = [started for started, _ in read(log)]
-    return {"jobs/s": (len(runs) - 1) / (runs[-1] - runs[0]), "cpu us/job": peer.cpu() / n * 1e6}
+    return {"jobs/s": (len(runs) - 1) / (runs[-1] - runs[0]), "cpu us/job": used / (n - begun) * 1e6}
 
 
 def w2(peer, log: Path, seconds: float) -> Figures:
@@ -87,7 +92,25 @@ def w9(peer, log: Path, seconds: float) -> Figures:
     return {"evaluations/s": (count(log) - first) / (time.monotonic() - began)}
 
 
-CELLS: dict[str, Callable[..., Figures]] = {"w1": w1, "w2": w2, "w3": w3, "now": now_path, "w9": w9}
+def two(peer, log: Path, seconds: float) -> Figures:
+    """A second worker, with entities (400) whose action takes 1 ms and that have themselves evaluated again."""
+    rates: list[float] = []
+    fleet = Fleet(peer.url, unknown_kind="accept")
+    for workers in (1, 2):
+        peer.start(workers)
+        fleet.enqueue_many([(f"slow/{i}", 0) for i in range(400)])
+        first = count(log)
+        wait_until(lambda: count(log) >= first + 2000, 60, "the loop runs")  # noqa: B023
+        first, began = count(log), time.monotonic()
+        wait_until(lambda: time.monotonic() - began >= seconds, seconds + 5)  # noqa: B023
+        rates.append((count(log) - first) / (time.monotonic() - began))
+        peer.stop()
+    return {"one, /s": rates[0], "two, /s": rates[1], "two / one": rates[1] / rates[0]}
+
+
+CELLS: dict[str, Callable[..., Figures]] = {"w1": w1, "w2": w2, "w3": w3, "now": now_path, "w9": w9, "two": two}
+ALONE = {"now", "two"}
+"""Cells for setpoint alone."""
 
 
 def measure(make: type[Processes], cell: str, seconds: float) -> Figures:
@@ -98,7 +121,7 @@ def measure(make: type[Processes], cell: str, seconds: float) -> Figures:
         log = Path("/dev/shm" if Path("/dev/shm").is_dir() else folder) / f"bench-{os.getpid()}.log"
         log.unlink(missing_ok=True)
         with embedded.start(Path(folder), appendonly=False) as server:
-            peer = make(server.url, log)
+            peer = make(server.url, log, _pid_of(server.url))
             os.environ["BENCH_LOG"] = str(log)
             try:
                 return CELLS[cell](peer, log, seconds)
@@ -107,18 +130,25 @@ def measure(make: type[Processes], cell: str, seconds: float) -> Figures:
                 log.unlink(missing_ok=True)
 
 
+def _pid_of(url: str) -> int:
+    client = redis.Redis.from_url(url)
+    found: dict[str, int] = client.info("server")
+    client.close()
+    return found["process_id"]
+
+
 def main() -> None:
     """Run and print a table a cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long one measurement takes")
-    parser.add_argument("--cells", default="w1,w2,w3,now,w9")
-    parser.add_argument("--peers", default="setpoint,rq,huey")
+    parser.add_argument("--cells", default=",".join(CELLS))
+    parser.add_argument("--peers", default="setpoint,rq,huey,ceiling")
     options = parser.parse_args()
     peers = [peer for peer in PEERS if peer.name in options.peers.split(",")]
     for cell in options.cells.split(","):
         rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        used = [peer for peer in peers if not (cell == "now" and peer.name != "setpoint")]
+        used = [peer for peer in peers if not (cell in ALONE and peer.name != "setpoint")]
         for _ in range(options.reps):
             for peer in used:
                 for figure, value in measure(peer, cell, options.seconds).items():
@@ -131,6 +161,9 @@ def main() -> None:
                 base = rows.get("rq", {}).get(figure)
                 if base and name != "rq" and statistics.median(base):
                     line += f"  {statistics.median(values) / statistics.median(base):.2f} x rq"
+                base = rows.get("ceiling", {}).get(figure)
+                if base and name == "setpoint" and statistics.median(base):
+                    line += f"  {statistics.median(values) / statistics.median(base):.2f} x ceiling"
                 print(line, flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from setpoint import Context, Fleet, Observed
 from tests.bench.log import note
@@ -39,6 +40,19 @@ class Late(_AtRest):
 
     def run(self, ctx: Context) -> None:
         note(float(self.id.partition("@")[2]))
+
+
+@fleet.entity("slow")
+class Slow(_AtRest):
+    """The same with an action that waits for a millisecond."""
+
+    def actions(self, state: str, goal: str) -> list[object]:
+        return [self.run]
+
+    def run(self, ctx: Context) -> None:
+        note()
+        time.sleep(0.001)
+        ctx.enqueue(f"slow/{self.id}", after=0)
 
 
 @fleet.entity("loop")

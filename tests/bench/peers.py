@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from tests.bench import ceiling_app
 from tests.waiting import wait_until
 
 PYTHON = sys.executable
@@ -35,8 +36,9 @@ class Peer(Protocol):
 class Processes:
     """The processes of one peer, started and stopped together."""
 
-    def __init__(self, url: str, log: Path) -> None:
-        self.url, self.log = url, log
+    def __init__(self, url: str, log: Path, server: int = 0) -> None:
+        """`server`: the pid of its Valkey, whose CPU counts too."""
+        self.url, self.log, self.server = url, log, server
         self.running: list[subprocess.Popen[bytes]] = []
 
     def spawn(self, *argv: str, **environ: str) -> None:
@@ -61,12 +63,12 @@ class Processes:
         self.running = []
 
     def cpu(self) -> float:
-        """Seconds of CPU used by the processes and their children so far."""
+        """Seconds of CPU used by the processes, their children and the server so far."""
         import psutil
 
         total = 0.0
-        for process in self.running:
-            root = psutil.Process(process.pid)
+        for pid in [*(process.pid for process in self.running), *([self.server] if self.server else [])]:
+            root = psutil.Process(pid)
             for each in [root, *root.children(recursive=True)]:
                 times = each.cpu_times()
                 total += times.user + times.system
@@ -76,13 +78,13 @@ class Processes:
 class Setpoint(Processes):
     name, scale = "setpoint", 40_000
 
-    def start(self) -> None:
+    def start(self, workers: int = 1) -> None:
         self.spawn(PYTHON, "-m", "setpoint.cli", "scheduler", SETPOINT_LOG_LEVEL="warning")
-        self.spawn(
-            PYTHON, "-m", "setpoint.cli", "worker", "--app", "tests.bench.fleet_app:fleet", SETPOINT_LOG_LEVEL="warning"
-        )
+        worker = (PYTHON, "-m", "setpoint.cli", "worker", "--app", "tests.bench.fleet_app:fleet")
+        for _ in range(workers):
+            self.spawn(*worker, SETPOINT_LOG_LEVEL="warning")
         with self._fleet().door("bench") as door:
-            wait_until(lambda: door.read(("ZCARD", door.keys.workers))[0], 20, "the worker registers")
+            wait_until(lambda: door.read(("ZCARD", door.keys.workers))[0] >= workers, 20, "the workers register")
 
     def _fleet(self):
         from setpoint import Fleet
@@ -167,4 +169,21 @@ class Huey(Processes):
             app.loop()
 
 
-PEERS = (Setpoint, PlainRQ, Huey)
+class Ceiling(Processes):
+    name, scale = "ceiling", 40_000
+
+    def start(self) -> None:
+        self.spawn(PYTHON, "-m", "tests.bench.ceiling_app")
+        time.sleep(1)
+
+    def noops(self, n: int) -> None:
+        ceiling_app.fill(self.url, "noop", [0.0] * n)
+
+    def lates(self, dues: Sequence[float]) -> None:
+        ceiling_app.fill(self.url, "late", dues)
+
+    def loops(self, n: int) -> None:
+        ceiling_app.fill(self.url, "loop", [0.0] * n)
+
+
+PEERS = (Setpoint, PlainRQ, Huey, Ceiling)

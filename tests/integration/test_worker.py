@@ -12,7 +12,6 @@ from rq.command import send_shutdown_command, send_stop_job_command
 from rq.suspension import resume, suspend
 
 from setpoint.jobs import JSONSerializer, job_key, queue_key
-from setpoint_workers.intake import Intake
 from tests.conftest import NewServer
 from tests.integration.worker_setup import Setup
 from tests.waiting import let_pass, wait_until
@@ -293,21 +292,6 @@ def test_two_workers_under_a_supervisor(setup: Setup) -> None:
 def test_a_supervisor_gives_up_on_an_app_that_does_not_import(setup: Setup) -> None:
     worker = setup.worker("-n", "2", "--app", "tests.integration.no_such_app:fleet", ready=False)
     assert worker.wait(15) == 2
-
-
-def test_intake() -> None:
-    intake = Intake(4)
-    assert [intake.room(held) for held in (0, 3, 4, 9)] == [4, 1, 0, 0]
-    intake.finished(4, 4 * 100, 200)
-    assert intake.batch == 8
-    assert [intake.room(held) for held in (0, 8, 9)] == [8, 8, 0]
-    for _ in range(10):
-        intake.finished(256, 256 * 900, 4000)
-    assert intake.batch == 256
-    intake.finished(1, 5_001, 5_001)
-    assert intake.batch == 4
-    intake.finished(4, 4 * 1_000, 1_500)
-    assert intake.batch == 4
 
 
 def test_a_restarted_server_is_found_again(new_server: NewServer, namespace: str, tmp_path: Path) -> None:

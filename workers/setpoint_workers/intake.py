@@ -6,8 +6,8 @@ from typing import Final
 
 from setpoint.engine.scripts import BATCH
 
-QUICK_US: Final = 1_000
-"""Batches whose mean is below this grow."""
+AHEAD_US: Final = 10_000
+"""A batch is no more than what the slots finish in this time."""
 SLOW_US: Final = 5_000
 """One evaluation above this ends all batching."""
 
@@ -15,7 +15,7 @@ SLOW_US: Final = 5_000
 class Intake:
     """Free slots, no more, so that slow refs never wait behind others; batches while all is quick.
 
-    The batch doubles, up to `BATCH`, each time a whole one has finished with a mean below `QUICK_US` and nothing above
+    The batch doubles, up to `BATCH` and to what takes `AHEAD_US`, each time a whole one has finished with nothing above
     `SLOW_US`, and falls back to the free slots at once when something was slow.
     """
 
@@ -41,8 +41,8 @@ class Intake:
         self._count += count
         self._total_us += total_us
         if self._count >= self.batch:
-            quick = self._total_us < QUICK_US * self._count
-            self.batch = max(self.slots, min(self.batch * 2, BATCH)) if quick else self.slots
+            ahead = self.slots * AHEAD_US * self._count // max(self._total_us, 1)
+            self.batch = max(self.slots, min(self.batch * 2, ahead, BATCH))
             self._count = self._total_us = 0
 
     def slow(self) -> None:

@@ -69,7 +69,7 @@ HINT_LIFE: Final = 1.0
 RQ_BEAT: Final = 5.0
 HARD_MARGIN: Final = 1.0
 """The child has so long, after an evaluation's time is over, to say so by itself."""
-RECALL_AFTER: Final = 0.02
+RECALL_AFTER: Final = 0.05
 WATCH: Final = 0.25
 QUARANTINE_IDLE: Final = 10.0
 FAILURE_TTL: Final = 14 * 86_400
