@@ -321,6 +321,18 @@ class EngineMachine(RuleBasedStateMachine):
             lambda: self.model.set(ref, goal, initial, text, wanted, "goal"),
         )
 
+    @rule(place=st.sampled_from(("poison", "failed", "due")), unschedule=st.booleans())
+    def give_up_a_goal_while_it_fails(self, place: Any, unschedule: bool) -> None:
+        """Another goal is set while the evaluation for the old one runs, and that then fails."""
+        held = {ref: held.fence for ref, held in self.model.holder.items()}
+        for ref in held:
+            goal = "down" if self.model.records.get(ref, {}).get("goal") == "up" else "up"
+            self.set_goal(ref, goal, "", None, None)
+            if unschedule:
+                self.unschedule(ref, True)
+        failed = Ending(place, 60 * S, Trouble(3, crashes=2).pack())
+        self._settle({ref: (fence, failed) for ref, fence in held.items()}, True)
+
     @rule(chosen=st.lists(refs, min_size=1, max_size=2, unique=True), pick=picks)
     def delete(self, chosen: list[str], pick: int) -> None:
         chosen = list(dict.fromkeys([self._pick_ref(chosen[0], pick), *chosen[1:]]))
