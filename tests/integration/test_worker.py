@@ -252,7 +252,8 @@ def test_a_flushed_rq_is_registered_in_again(setup: Setup) -> None:
     worker = setup.worker()
     (key,) = setup.rq_workers()
     setup.redis.delete("rq:workers", key, "rq:workers:default")
-    wait_until(lambda: setup.rq_workers() == {key}, timeout=8)
+    # At the next of its beats (5 s); at the one after, if the flush came between the look and the beat of this one.
+    wait_until(lambda: setup.rq_workers() == {key}, timeout=15)
     setup.ring("noted/a")
     setup.until_place("noted/a", "idle")
     assert setup.stop(worker) == 0
