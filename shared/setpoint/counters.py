@@ -8,7 +8,6 @@ __all__ = [
     "BUCKETS_US",
     "LE",
     "TAKEOVERS",
-    "action_field",
     "bucket_fields",
     "evaluation_field",
     "retry_field",
@@ -33,22 +32,22 @@ def evaluation_field(kind: str, outcome: str) -> str:
     return f"evaluations|{kind}|{outcome}"
 
 
-def action_field(kind: str, action: str, outcome: str) -> str:
-    """Counts runs of an action that ended so."""
-    return f"actions|{kind}|{action}|{outcome}"
-
-
-def bucket_fields(histogram: str, kind: str) -> tuple[str, ...]:
-    """One field for each bucket of `duration` or `wait`: an observation adds 1 to the first that is not below it.
+def bucket_fields(histogram: str, *labels: str) -> tuple[str, ...]:
+    """One field for each bucket of `wait` (by kind) or `duration` (by kind, action, outcome): an observation adds 1 to
+    the first that is not below it.
 
     They are stored apart and not summed up, so that one is enough.
     """
-    return tuple(f"{histogram}|{kind}|{le}" for le in LE)
+    return tuple(f"{histogram}|{_labels(labels)}|{le}" for le in LE)
 
 
-def sum_field(histogram: str, kind: str) -> str:
+def sum_field(histogram: str, *labels: str) -> str:
     """What an observation adds its microseconds to."""
-    return f"{histogram}_sum_us|{kind}"
+    return f"{histogram}_sum_us|{_labels(labels)}"
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    return "|".join(label.replace("|", "/") for label in labels)
 
 
 def retry_field(kind: str, failures: int) -> str:

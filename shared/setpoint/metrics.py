@@ -215,8 +215,8 @@ class _Family:
             self.all.append(made := CounterMetricFamily(f"setpoint_{name}", text, labels=labels))
             return made
 
-        def histogram(name: str, text: str) -> HistogramMetricFamily:
-            self.all.append(made := HistogramMetricFamily(f"setpoint_{name}", text, labels=("kind",)))
+        def histogram(name: str, text: str, *labels: str) -> HistogramMetricFamily:
+            self.all.append(made := HistogramMetricFamily(f"setpoint_{name}", text, labels=labels))
             return made
 
         self.up = gauge("up", "1 if this scrape is complete.")
@@ -236,8 +236,8 @@ class _Family:
         self.actions = counter("actions", "Runs of actions ended, by outcome.", "kind", "action", "outcome")
         self.retries = counter("retries", "Failures to be tried again, by failures in a row.", "kind", "try")
         self.takeovers = counter("takeovers", "Leases that ran out and were taken back.")
-        self.duration = histogram("action_duration_seconds", "How long actions ran.")
-        self.wait = histogram("wait_seconds", "From due to started; deliberate delay is not counted.")
+        self.duration = histogram("action_duration_seconds", "How long actions ran.", "kind", "action", "outcome")
+        self.wait = histogram("wait_seconds", "From due to started; deliberate delay is not counted.", "kind")
 
 
 def _show(reading: _Reading, out: _Family) -> None:
@@ -262,22 +262,25 @@ def _show(reading: _Reading, out: _Family) -> None:
 
 
 def _show_counters(counters: Mapping[str, int], out: _Family) -> None:
-    plain = {"evaluations": (out.evaluations, 2), "actions": (out.actions, 3), "retries": (out.retries, 2)}
-    histograms = {"duration": out.duration, "wait": out.wait}
-    buckets: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    plain = {"evaluations": out.evaluations, "retries": out.retries}
+    histograms = {"duration": (out.duration, 3), "wait": (out.wait, 1)}
+    buckets: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
     for name, count in sorted(counters.items()):
         what, *labels = name.split("|")
-        if what in plain and len(labels) == plain[what][1]:
-            plain[what][0].add_metric(labels, count)
-        elif what in histograms and len(labels) == 2 and labels[1] in LE:
-            buckets[what, labels[0]][labels[1]] = count
+        if what in plain and len(labels) == 2:
+            plain[what].add_metric(labels, count)
+        elif what in histograms and len(labels) == histograms[what][1] + 1 and labels[-1] in LE:
+            buckets[what, *labels[:-1]][labels[-1]] = count
     out.takeovers.add_metric([], counters.get(TAKEOVERS, 0))
-    for (what, kind), counts in buckets.items():
+    for (what, *labels), counts in buckets.items():
         total, so_far = 0, list[tuple[str, float]]()
         for le in LE:
             total += counts.get(le, 0)
             so_far.append((le, total))
-        histograms[what].add_metric([kind], buckets=so_far, sum_value=counters.get(sum_field(what, kind), 0) / 1e6)
+        sum_us = counters.get(sum_field(what, *labels), 0)
+        histograms[what][0].add_metric(labels, buckets=so_far, sum_value=sum_us / 1e6)
+        if what == "duration":
+            out.actions.add_metric(labels, total)
 
 
 class FleetCollector:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from setpoint import metrics
-from setpoint.counters import action_field, bucket_fields, evaluation_field, retry_field, sum_field
+from setpoint.counters import bucket_fields, evaluation_field, retry_field, sum_field
 from setpoint.engine.door import Door
 from setpoint.engine.records import Trouble
 from setpoint.engine.scripts import ClaimKind, When
@@ -121,12 +121,11 @@ def test_a_kind_whose_workers_are_gone_is_unknown(door: Door, exporter: Exporter
 def test_counters_and_histograms(door: Door, exporter: Exporter) -> None:
     counts = {
         evaluation_field("host", "reached"): 5,
-        action_field("host", "drain", "failed"): 2,
         retry_field("host", 4): 1,
-        bucket_fields("duration", "host")[0]: 1,
-        bucket_fields("duration", "host")[1]: 2,
-        bucket_fields("duration", "host")[-1]: 4,
-        sum_field("duration", "host"): 2_500_000,
+        bucket_fields("duration", "host", "drain", "failed")[0]: 1,
+        bucket_fields("duration", "host", "drain", "failed")[1]: 2,
+        bucket_fields("duration", "host", "drain", "failed")[-1]: 4,
+        sum_field("duration", "host", "drain", "failed"): 2_500_000,
         bucket_fields("wait", "host")[0]: 1,
         "takeovers": 7,
         "of|somebody|else": 1,
@@ -134,15 +133,16 @@ def test_counters_and_histograms(door: Door, exporter: Exporter) -> None:
     door.read(("HSET", door.keys.counters, *(part for pair in counts.items() for part in pair)))
     series = scrape(exporter)
     assert value(series, "evaluations_total", kind="host", outcome="reached") == 5
-    assert value(series, "actions_total", kind="host", action="drain", outcome="failed") == 2
+    drain = {"kind": "host", "action": "drain", "outcome": "failed"}
+    assert value(series, "actions_total", **drain) == 7
     assert value(series, "retries_total", kind="host", **{"try": "5"}) == 1
     assert value(series, "takeovers_total") == 7
     buckets = [
-        value(series, "action_duration_seconds_bucket", kind="host", le=le) for le in ("0.001", "0.003", "600", "+Inf")
+        value(series, "action_duration_seconds_bucket", **drain, le=le) for le in ("0.001", "0.003", "600", "+Inf")
     ]
     assert buckets == [1, 3, 3, 7]
-    assert value(series, "action_duration_seconds_count", kind="host") == 7
-    assert value(series, "action_duration_seconds_sum", kind="host") == 2.5
+    assert value(series, "action_duration_seconds_count", **drain) == 7
+    assert value(series, "action_duration_seconds_sum", **drain) == 2.5
     assert value(series, "wait_seconds_count", kind="host") == 1
 
 

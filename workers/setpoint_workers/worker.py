@@ -36,7 +36,6 @@ from rq.version import VERSION
 from setpoint.clock import SystemClock, to_datetime
 from setpoint.counters import (
     BUCKETS_US,
-    action_field,
     bucket_fields,
     evaluation_field,
     retry_field,
@@ -84,21 +83,20 @@ _FOREVER = float("inf")
 class Fields:
     """Names of a kind's counters."""
 
-    __slots__ = ("_actions", "_kind", "duration", "duration_sum", "wait", "wait_sum")
+    __slots__ = ("_actions", "_kind", "wait", "wait_sum")
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self._actions: dict[tuple[str, str], str] = {}
-        self.duration = bucket_fields("duration", kind)
-        self.duration_sum = sum_field("duration", kind)
+        self._actions: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {}
         self.wait = bucket_fields("wait", kind)
         self.wait_sum = sum_field("wait", kind)
 
-    def action(self, name: str, label: str) -> str:
-        """Counts runs of an action that ended so."""
+    def action(self, name: str, label: str) -> tuple[tuple[str, ...], str]:
+        """Buckets and sum of how long an action ran that ended so."""
         known = self._actions.get((name, label))
         if known is None:
-            known = self._actions[name, label] = action_field(self._kind, name, label)
+            labels = (self._kind, name, label)
+            known = self._actions[name, label] = bucket_fields("duration", *labels), sum_field("duration", *labels)
         return known
 
 
@@ -820,10 +818,9 @@ class FleetWorker(Worker):
             counts[field] = get(field, 0) + 1
             counts[fields.wait_sum] = get(fields.wait_sum, 0) + max(0, late_us)
             for name, label, act_us in acted:
-                field = fields.duration[bisect_left(BUCKETS_US, act_us)]
-                counts[field] = get(field, 0) + 1
-                counts[fields.duration_sum] = get(fields.duration_sum, 0) + act_us
-                field = fields.action(name, label)
+                buckets, field = fields.action(name, label)
+                counts[field] = get(field, 0) + act_us
+                field = buckets[bisect_left(BUCKETS_US, act_us)]
                 counts[field] = get(field, 0) + 1
             total += took_us
             if took_us > slowest:
