@@ -31,6 +31,7 @@ __all__ = [
     "format_us",
     "parse_duration",
     "parse_instant",
+    "sleep_us",
     "to_datetime",
     "when",
 ]
@@ -252,3 +253,13 @@ class SystemClock:
     def wait(self, event: threading.Event, timeout: float | None = None) -> bool:
         """Wait until the event is set, `timeout` seconds at most; whether it is set."""
         return event.wait(timeout)
+
+
+async def sleep_us(us: int) -> None:
+    """Let other tasks run for this many microseconds, 0 included. The one place that sleeps on an event loop.
+
+    It goes by the loop's own clock: `setpoint.testing.FakeTimeLoop` is a loop whose time tests own.
+    """
+    import asyncio  # here, so that `import setpoint` stays quick
+
+    await asyncio.sleep(us / 1_000_000)
