@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from functools import partial
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
 
 from setpoint.clock import Duration, parse_duration
 
@@ -101,29 +102,52 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """As every loop's; no time passes until the function has ended, even if nobody waits for it any more."""
-        # Ends with the answer, or, if nobody waits for that any more, with the function.
-        begun, ended, left = threading.Event(), threading.Event(), False
-
-        def watched() -> T:
-            begun.set()
-            try:
-                return func(*args)
-            finally:
-                ended.set()
-                with suppress(RuntimeError):  # the loop is closed
-                    self.call_soon_threadsafe(leave)
-
-        def leave(_: object = None) -> None:
-            nonlocal left
-            answered = future.done() and (ended.is_set() or not future.cancelled() or not begun.is_set())
-            if answered and not left:
-                left = True
-                self._in_threads -= 1
-
         self._in_threads += 1
-        future = super().run_in_executor(executor, watched)
-        future.add_done_callback(leave)
+        watched = _InThread(self, partial(func, *args))
+        future: asyncio.Future[T] = super().run_in_executor(executor, watched.run)
+        future.add_done_callback(watched.answered)
         return future
+
+    async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
+        """As every loop's; no time passes meanwhile, or it would time out."""
+        self._in_threads += 1
+        try:
+            await super().shutdown_default_executor(*args, **kwargs)
+        finally:
+            self._in_threads -= 1
+
+    def thread_ended(self) -> None:
+        """Time may pass again."""
+        self._in_threads -= 1
+
+
+class _InThread(Generic[T]):
+    """A function in a thread: over with its answer or, if nobody waits for that any more, with its end."""
+
+    def __init__(self, loop: FakeTimeLoop, call: Callable[[], T]) -> None:
+        self._loop, self._call = loop, call
+        self._begun = False
+        self._ended = False
+        self._abandoned = False
+
+    def run(self) -> T:
+        self._begun = True
+        try:
+            return self._call()
+        finally:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._abandoned:
+            self._loop.thread_ended()
+
+    def answered(self, future: asyncio.Future[T]) -> None:
+        if future.cancelled() and self._begun and not self._ended:
+            self._abandoned = True
+        else:
+            self._loop.thread_ended()
 
 
 class _JumpingSelector(selectors.DefaultSelector):

@@ -63,9 +63,10 @@ def unwrap(raised: Exception) -> tuple[Exception, Next]:
         if not isinstance(given, Next):
             raise UsageError(f"a task said {given!r} comes next; say one of {', '.join(map(str, Next))}") from raised
         return raised.error, raised.next
-    return raised, Next.STOP_NOW if _has_final(raised) else Next.NORMAL
+    is_group: bool = isinstance(raised, ExceptionGroup)
+    return raised, Next.STOP_NOW if is_group and _has_final(raised) else Next.NORMAL
 
 
 def _has_final(error: BaseException) -> bool:
-    parts: Sequence[BaseException] = getattr(error, "exceptions", ()) if isinstance(error, BaseExceptionGroup) else ()
+    parts: Sequence[BaseException] = getattr(error, "exceptions", ())  # of a group within the group
     return any(map(_has_final, parts)) or (isinstance(error, TaskFailed) and error.next is Next.STOP_NOW)

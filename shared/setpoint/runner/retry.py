@@ -214,6 +214,7 @@ class Runner(Generic[T]):
         Raises what the last attempt raised. When cancelled, raises `CancelledError` with the last attempt's error as
         its cause.
         """
+        step = None
         try:
             step = await self.step()
             while step.again:
@@ -223,11 +224,12 @@ class Runner(Generic[T]):
             self.state = TaskState.STOPPED
             if cancelled.__cause__ is None:
                 cancelled.__cause__ = self.error
+            # Frames of the error's traceback lead back here, so nothing here may lead to the error.
+            self.error = step = None
             raise
         if step.error is None:
             return cast("T", step.value)
-        # The traceback will hold this frame, so nothing in the frame may lead back to the error.
-        error, self.error = step.error, None
+        error, self.error = step.error, None  # as above
         del step
         try:
             raise error
@@ -268,8 +270,8 @@ def run(
 
     `task` takes nothing; a plain function runs in a thread. `retry` counts all attempts, the first one too; less than 1
     is 1. `backoff` is (first delay, longest delay), each half as long again as the one before, or a `Backoff`; `delay`
-    is the same wait each time; neither is no wait. `timeout` is for each attempt; None or 0 is none. `log` gets the first
-    failure, then fewer and fewer of them, the end, and a success after failures.
+    is the same wait each time; neither is no wait. `timeout` is for each attempt; None or 0 is none. `log` gets the
+    first failure, then fewer and fewer of them, the end, and a success after failures.
 
     Returns what the task returns. Raises the last attempt's error; `AttemptTimedOut` if that took too long; when
     cancelled, `CancelledError` with the last attempt's error as its cause. A task steers by raising `TaskFailed`.

@@ -73,6 +73,7 @@ class Service(Generic[C]):
         self._parsed: C | None = None
         self._was_stopped = False
         self._task: asyncio.Task[None] | None = None  # of the newest configuration; whoever is another is outdated
+        self._tasks: set[asyncio.Task[None]] = set()  # that one, and those that have not ended yet
         self._turn = asyncio.Lock()
         self._feed: Feed[State] = Feed(KEPT)
         self._observers: list[Callable[[State, State], None]] = []
@@ -108,9 +109,8 @@ class Service(Generic[C]):
 
     async def ended(self) -> None:
         """Wait until it is stopped and all that it had applied has ended, `on_stop` too."""
-        while self._state.active or self._turn.locked():
-            async with self._turn:
-                pass
+        while self._state.active or self._tasks:
+            await (asyncio.wait(set(self._tasks)) if self._tasks else self._feed.wait())
 
     def observe(self, observer: Callable[[State, State], None]) -> Callable[[], None]:
         """Call `observer(old, new)` at each change, at once; it must not raise. Returns how to end that."""
@@ -160,7 +160,7 @@ class Service(Generic[C]):
         self._was_stopped = True
         self._put(self._state.stopped(self._clock.now_us()))
         if self._on_stop is not None:
-            _ = keep(self._tell_stopped(self._on_stop), name=f"on_stop of {self._name}")
+            self._spawn(self._tell_stopped(self._on_stop))
         return self._state
 
     def _parse(self, config: bytes) -> C:
@@ -189,7 +189,13 @@ class Service(Generic[C]):
         if not self._state.loading:
             return
         self._interrupt()
-        self._task = keep(self._live(self._parsed), name=self._name)
+        self._task = self._spawn(self._live(self._parsed))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = keep(work, name=self._name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _interrupt(self) -> None:
         if self._task is not None:
