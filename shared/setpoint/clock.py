@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 from setpoint.errors import BadTime
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from setpoint.engine.scripts import When
 
 __all__ = [
@@ -255,11 +258,11 @@ class SystemClock:
         return event.wait(timeout)
 
 
-async def sleep_us(us: int) -> None:
-    """Let other tasks run for this many microseconds, 0 included. The one place that sleeps on an event loop.
+def sleep_us(us: int) -> Coroutine[Any, Any, None]:
+    """`await` it to let other tasks run for this many microseconds, 0 included.
 
-    It goes by the loop's own clock: `setpoint.testing.FakeTimeLoop` is a loop whose time tests own.
+    The one place that sleeps on an event loop. It goes by the loop's own clock: `setpoint.testing.FakeTimeLoop` is a loop whose time tests own.
     """
     import asyncio  # here, so that `import setpoint` stays quick
 
-    await asyncio.sleep(us / 1_000_000)
+    return asyncio.sleep(us / 1_000_000)  # not awaited here: a frame less for each of a hundred thousand waits

@@ -48,7 +48,7 @@ def series(policy: Any, n: int) -> list[int]:
     return found
 
 
-# -------------------------------------------------------------------------------------------------------------- delays
+# --------------------------------------------------------------------------------------------------------------- delays
 
 
 def test_the_series_is_half_as_long_again_each_time_in_whole_microseconds() -> None:
@@ -321,7 +321,7 @@ def test_only_one_step_at_a_time() -> None:
     drive(main)
 
 
-# ------------------------------------------------------------------------------------------------ timeouts, cancellation
+# ----------------------------------------------------------------------------------------------- timeouts, cancellation
 
 
 def test_an_attempt_that_takes_too_long_is_a_failure_and_its_own_timeouts_stay_its_own() -> None:
@@ -388,7 +388,7 @@ def test_a_cancelled_error_that_nobody_asked_for_is_a_failure_like_others() -> N
     drive(main)
 
 
-# --------------------------------------------------------------------------------------------------------------- threads
+# -------------------------------------------------------------------------------------------------------------- threads
 
 
 def test_plain_functions_run_in_a_thread_with_the_callers_context() -> None:
@@ -414,7 +414,7 @@ def test_a_plain_function_may_return_an_awaitable_and_may_raise_anything() -> No
         raise StopIteration
 
     async def main() -> None:
-        assert await run(lambda: later()) == "later"
+        assert await run(lambda: later()) == "later"  # noqa: PLW0108  # no coroutine function, but it gives one
         with pytest.raises(RuntimeError, match="StopIteration"):
             await run(stop)
         with pytest.raises(ZeroDivisionError):
@@ -441,7 +441,8 @@ def test_whoever_waits_for_a_thread_may_leave_and_nothing_leaks() -> None:
         left.cancel()
         for task in waiting:
             task.cancel()
-        assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*waiting, return_exceptions=True))
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
         assert not late.done()
         gate.set()
         assert await late == "at last"
@@ -515,7 +516,8 @@ def test_nothing_is_left_for_the_garbage_collector(plain: bool, end: str) -> Non
         work()
 
     async def main() -> None:
-        task = asyncio.create_task(run(work if plain else async_work, retry=3, delay="1s" if end != "cancelled" else "1h"))
+        delay = "1h" if end == "cancelled" else "1s"
+        task = asyncio.create_task(run(work if plain else async_work, retry=3, delay=delay))
         await pass_time(0.5)
         if end == "cancelled":
             while not refs:

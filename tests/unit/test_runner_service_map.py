@@ -34,7 +34,7 @@ async def apply(scope: Scope, config: Any) -> None:
         raise ValueError
 
 
-def factory(id: str, kind: str) -> Service[Any]:
+def factory(_: str, kind: str) -> Service[Any]:
     if kind == "unknown":
         raise KeyError(kind)
     return Service(apply)
@@ -104,13 +104,13 @@ def test_a_failed_creation_leaves_no_service_and_no_event(arguments: Any, error:
 
 
 def test_a_factory_that_makes_no_service_or_takes_the_id_itself_is_refused() -> None:
-    def nested(id: str, kind: str) -> Service[Any]:
+    def nested(id_: str, kind: str) -> Service[Any]:
         if kind == "outer":
-            services.create(id, "inner")
+            services.create(id_, "inner")
         return Service(apply)
 
     with pytest.raises(UsageError, match="no Service"):
-        ServiceMap(lambda id, kind: 5).create("a", "k")  # type: ignore[arg-type, return-value]
+        ServiceMap(lambda _, kind: 5).create("a", "k")  # type: ignore[arg-type, return-value]
     services = ServiceMap(nested)
     with pytest.raises(ServiceExists, match="inner"):
         services.create("a", "outer")
@@ -153,7 +153,7 @@ def test_a_watcher_begins_with_what_is_and_gets_every_change_in_order() -> None:
 
         async def follow() -> None:
             async for change in services.watch():
-                seen.append(change)
+                seen.append(change)  # noqa: PERF401  # it never ends
 
         task = asyncio.create_task(follow())
         await settle()

@@ -63,8 +63,7 @@ def unwrap(raised: Exception) -> tuple[Exception, Next]:
         if not isinstance(given, Next):
             raise UsageError(f"a task said {given!r} comes next; say one of {', '.join(map(str, Next))}") from raised
         return raised.error, raised.next
-    is_group: bool = isinstance(raised, ExceptionGroup)
-    return raised, Next.STOP_NOW if is_group and _has_final(raised) else Next.NORMAL
+    return raised, Next.STOP_NOW if _has_final(raised) else Next.NORMAL
 
 
 def _has_final(error: BaseException) -> bool:

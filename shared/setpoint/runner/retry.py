@@ -218,7 +218,8 @@ class Runner(Generic[T]):
         try:
             step = await self.step()
             while step.again:
-                await sleep_us(step.delay // _MICROSECOND)
+                waiting, step = sleep_us(step.delay // _MICROSECOND), None  # the least that can be held meanwhile
+                await waiting
                 step = await self.step()
         except asyncio.CancelledError as cancelled:
             self.state = TaskState.STOPPED

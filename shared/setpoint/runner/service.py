@@ -160,7 +160,7 @@ class Service(Generic[C]):
         self._was_stopped = True
         self._put(self._state.stopped(self._clock.now_us()))
         if self._on_stop is not None:
-            self._spawn(self._tell_stopped(self._on_stop))
+            _ = self._spawn(self._tell_stopped(self._on_stop))
         return self._state
 
     def _parse(self, config: bytes) -> C:
