@@ -261,7 +261,8 @@ class SystemClock:
 def sleep_us(us: int) -> Coroutine[Any, Any, None]:
     """`await` it to let other tasks run for this many microseconds, 0 included.
 
-    The one place that sleeps on an event loop. It goes by the loop's own clock: `setpoint.testing.FakeTimeLoop` is a loop whose time tests own.
+    The one place that sleeps on an event loop. It goes by the loop's own clock: `setpoint.testing.FakeTimeLoop` is a
+    loop whose time tests own.
     """
     import asyncio  # here, so that `import setpoint` stays quick
 

@@ -1,10 +1,10 @@
-"""`python -m tests.bench.runner [--reps 5] [--attempts 20000] [--waits 100000]`
+"""`python -m tests.bench.runner [--reps 3] [--attempts 20000] [--waits 100000]`
 
-The in-process runner beside stamina, tenacity and bare asyncio. Medians of interleaved repetitions, each in a process of
-its own; ratios are to bare asyncio in this run.
+The in-process runner beside stamina, tenacity and bare asyncio. Medians of interleaved repetitions, each in a process
+of its own; ratios are to bare asyncio in this run.
 
-Overhead: one task that fails at once and is retried without a wait, per attempt. Memory: tasks that have failed once and
-wait for their next attempt, all at the same time, per task; bare tasks only sleep.
+Overhead: one task that fails at once and is retried without a wait, per attempt. Memory: tasks that have failed once
+and wait for their next attempt, all at the same time, per task; bare tasks only sleep.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def measure(what: str, peer: str, n: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--attempts", type=int, default=20_000)
     parser.add_argument("--waits", type=int, default=100_000)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)

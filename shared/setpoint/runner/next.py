@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from setpoint.errors import SetpointError, UsageError
 
@@ -67,5 +66,8 @@ def unwrap(raised: Exception) -> tuple[Exception, Next]:
 
 
 def _has_final(error: BaseException) -> bool:
-    parts: Sequence[BaseException] = getattr(error, "exceptions", ())  # of a group within the group
-    return any(map(_has_final, parts)) or (isinstance(error, TaskFailed) and error.next is Next.STOP_NOW)
+    if isinstance(error, TaskFailed):
+        return error.next is Next.STOP_NOW
+    if not isinstance(error, BaseExceptionGroup):
+        return False
+    return any(map(_has_final, cast("BaseExceptionGroup[BaseException]", error).exceptions))

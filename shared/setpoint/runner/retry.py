@@ -46,7 +46,7 @@ class TaskState(Enum):
     """Ended: it succeeded, was given up or cancelled."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with slots, Python 3.11 cannot call the generic form of it
 class Step(Generic[T]):
     """What came of one attempt."""
 

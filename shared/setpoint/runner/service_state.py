@@ -16,7 +16,7 @@ __all__ = ["ServiceState"]
 E = TypeVar("E")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with slots, Python 3.11 cannot call the generic form of it
 class ServiceState(Generic[E]):
     """Where a service is. Times are microseconds since 1970 UTC, None for never. `E` is how errors are kept."""
 
