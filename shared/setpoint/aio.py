@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from setpoint.clock import NOT_GIVEN, Duration, Instant, NotGiven
+from setpoint.clock import NOT_GIVEN, Duration, Instant, NotGiven, sleep_us
 from setpoint.entity import Ref
 from setpoint.errors import SetpointError
 from setpoint.verbs import Deleted, Listen, Step, Steps
@@ -267,7 +267,7 @@ class _Ear:
                 await self._pubsub.get_message(timeout=step.seconds)
         except (redis.exceptions.RedisError, OSError):
             await self._pubsub.aclose()
-            await asyncio.sleep(min(step.seconds, 0.2))
+            await sleep_us(round(min(step.seconds, 0.2) * 1_000_000))
 
     async def close(self) -> None:
         """Close the connection."""

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 from setpoint.errors import BadTime
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from setpoint.engine.scripts import When
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "format_us",
     "parse_duration",
     "parse_instant",
+    "sleep_us",
     "to_datetime",
     "when",
 ]
@@ -252,3 +256,14 @@ class SystemClock:
     def wait(self, event: threading.Event, timeout: float | None = None) -> bool:
         """Wait until the event is set, `timeout` seconds at most; whether it is set."""
         return event.wait(timeout)
+
+
+def sleep_us(us: int) -> Coroutine[Any, Any, None]:
+    """`await` it to let other tasks run for this many microseconds, 0 included.
+
+    The one place that sleeps on an event loop. It goes by the loop's own clock: `setpoint.testing.FakeTimeLoop` is a
+    loop whose time tests own.
+    """
+    import asyncio  # here, so that `import setpoint` stays quick
+
+    return asyncio.sleep(us / 1_000_000)  # not awaited here: a frame less for each of a hundred thousand waits

@@ -24,7 +24,7 @@ from setpoint.clock import (
 from setpoint.engine import scripts
 from setpoint.engine.scripts import When
 from setpoint.errors import BadTime
-from setpoint.testing import FakeClock
+from setpoint.testing import FakeClock, run_in_fake_time
 from tests.waiting import wait_until
 
 
@@ -186,3 +186,37 @@ def test_whoever_waits_on_a_fake_clock_is_woken_by_time_or_by_the_event() -> Non
     for thread in threads:
         thread.join(10)
     assert answers == {"time": False, "event": True}
+
+
+def test_a_loop_in_fake_time_jumps_to_the_next_wait_but_not_while_a_thread_works() -> None:
+    import asyncio
+
+    gate = threading.Event()
+
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        times = []
+        for us in (0, 1, 3_600_000_000, 1_500_000):
+            await clock.sleep_us(us)
+            times.append(loop.time())
+        late = asyncio.create_task(asyncio.wait_for(asyncio.to_thread(gate.wait, 10), 60))
+        fake.advance("1m")  # as code that keeps the loop busy would
+        gate.set()
+        assert await late
+        return times
+
+    fake = FakeClock()
+    start = fake.now_us()
+    assert run_in_fake_time(main(), fake) == [0, 0.000001, 3600.000001, 3601.500001]
+    assert fake.now_us() - start == 3_661_500_001
+
+
+def test_a_timeout_in_fake_time_comes_at_once() -> None:
+    import asyncio
+
+    async def main() -> float:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), 86_400)
+        return asyncio.get_running_loop().time()
+
+    assert run_in_fake_time(main()) == 86_400

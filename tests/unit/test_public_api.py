@@ -39,3 +39,13 @@ def test_the_import_loads_neither_redis_nor_rq_nor_anything_slow() -> None:
 def test_the_rules_are_pure() -> None:
     modules = ", ".join(f"setpoint.{m}" for m in ("backoff", "outcome", "entity", "clock", "errors", "judge"))
     assert run(f"import sys, {modules}; print(sorted({{'rq','redis','click'}} & set(sys.modules)))") == "[]"
+
+
+def test_the_runner_loads_neither_redis_nor_rq_and_its_names_are_all_there() -> None:
+    from setpoint import runner
+    from setpoint.runner import errors
+
+    slow = "{'rq', 'redis', 'msgpack', 'click', 'setpoint.engine', 'setpoint.fleet'}"
+    assert run(f"import sys, setpoint.runner; print(sorted({slow} & set(sys.modules)))") == "[]"
+    assert all(hasattr(runner, name) for name in runner.__all__)
+    assert set(errors.__all__) <= set(runner.__all__)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import msgpack
@@ -21,7 +18,6 @@ from setpoint.errors import BadRef, BadTime, DuplicateKind, UnknownKind, Unknown
 from setpoint.outcome import Again, Gone
 from setpoint.registry import Action, ActionLike, Context, Managed, Observed, Policy, Registry, action, as_action
 
-TYPING = Path(__file__).parents[1] / "typing"
 HostState = Literal["serving", "draining", "drained"]
 
 
@@ -304,18 +300,3 @@ def test_a_context_passes_on_what_is_said() -> None:
     assert link.calls == [(1, 2, "half"), ("vm/1", When.after(5_000_000))]
     assert (ctx.cancelled, ctx.lost, ctx.ref) == (True, False, "host/web-1")
     assert ctx.log.extra == {"entity": "host/web-1", "kind": "host", "attempt": 2}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(TYPING.glob("*.py")), ids=lambda p: p.stem)
-def test_type_checkers_accept_what_is_right_and_refuse_what_is_wrong(path: Path) -> None:
-    root = TYPING.parents[1]
-    command = [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml"), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
-    expected = {
-        f"{path.relative_to(root)}:{number}: error"
-        for number, line in enumerate(path.read_text().splitlines(), 1)
-        if line.endswith("# wrong")
-    }
-    found = {": ".join(line.split(": ")[:2]) for line in done.stdout.splitlines() if ": error:" in line}
-    assert found == expected, done.stdout + done.stderr

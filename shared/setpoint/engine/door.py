@@ -23,6 +23,7 @@ import redis
 import redis.asyncio
 import redis.exceptions
 
+from setpoint.clock import sleep_us
 from setpoint.engine.connect import connect, connect_async, mask
 from setpoint.engine.keys import Keys
 from setpoint.engine.scripts import Call, Scripts
@@ -273,7 +274,7 @@ class AsyncDoor(_Sent):
 
 async def _pause(seconds: float) -> None:
     if seconds:
-        await asyncio.sleep(seconds)
+        await sleep_us(round(seconds * 1_000_000))
 
 
 def _clock(time: tuple[Any, Any], skew: bytes | None) -> int:
