@@ -13,9 +13,6 @@ ROOT = Path(__file__).parents[2]
 SNIPPETS = sorted((ROOT / "tests" / "typing").glob("*.py"))
 MYPY = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml"]
 PYRIGHT = [sys.executable, "-m", "pyright", "--outputjson"]
-MYPY_ALONE = {"wrong_states"}
-"""Whose mistakes only mypy marks on the very lines."""
-
 pytestmark = pytest.mark.slow
 
 
@@ -36,10 +33,9 @@ def test_mypy_accepts_what_is_right_and_refuses_what_is_wrong(path: Path) -> Non
 
 
 def test_pyright_accepts_what_is_right_and_refuses_what_is_wrong() -> None:
-    paths = [path for path in SNIPPETS if path.stem not in MYPY_ALONE]
-    said = run(PYRIGHT, *paths)
-    found: dict[str, set[int]] = {path.name: set() for path in paths}
+    said = run(PYRIGHT, *SNIPPETS)
+    found: dict[str, set[int]] = {path.name: set() for path in SNIPPETS}
     for each in json.loads(said[said.index("{") :])["generalDiagnostics"]:
         if each["severity"] == "error":
             found[Path(each["file"]).name].add(each["range"]["start"]["line"] + 1)
-    assert found == {path.name: wrong_lines(path) for path in paths}, said
+    assert found == {path.name: wrong_lines(path) for path in SNIPPETS}, said
