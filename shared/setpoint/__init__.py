@@ -5,10 +5,9 @@ Everything an application needs is importable from here; whatever is not in `__a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from setpoint.backoff import Backoff, Retry
-from setpoint.entity import Ref
 from setpoint.errors import (
     BadPayload,
     BadRef,
@@ -27,11 +26,20 @@ from setpoint.errors import (
     UnknownState,
     UsageError,
 )
-from setpoint.outcome import Again, Gone
-from setpoint.registry import Action, ActionLike, Context, Managed, Observed, action
 
 if TYPE_CHECKING:
+    from setpoint.backoff import Backoff as Backoff
+    from setpoint.backoff import Retry as Retry
+    from setpoint.entity import Ref as Ref
     from setpoint.fleet import Fleet as Fleet
+    from setpoint.outcome import Again as Again
+    from setpoint.outcome import Gone as Gone
+    from setpoint.registry import Action as Action
+    from setpoint.registry import ActionLike as ActionLike
+    from setpoint.registry import Context as Context
+    from setpoint.registry import Managed as Managed
+    from setpoint.registry import Observed as Observed
+    from setpoint.registry import action as action
     from setpoint.settings import Settings as Settings
 
 __all__ = [
@@ -67,17 +75,30 @@ __all__ = [
 ]
 
 
+#: Imported when first asked for: who only declares kinds needs no Redis, and `setpoint --help` needs neither.
+_LATER: Final = {
+    "Action": "registry",
+    "ActionLike": "registry",
+    "Again": "outcome",
+    "Backoff": "backoff",
+    "Context": "registry",
+    "Fleet": "fleet",
+    "Gone": "outcome",
+    "Managed": "registry",
+    "Observed": "registry",
+    "Ref": "entity",
+    "Retry": "backoff",
+    "Settings": "settings",
+    "action": "registry",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # The fleet stands on Redis, whose import takes longer than all the rest; who only declares or reads need not wait.
-    if name == "Fleet":
-        from setpoint.fleet import Fleet
-
-        return Fleet
-    if name == "Settings":
-        from setpoint.settings import Settings
-
-        return Settings
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -31,9 +31,23 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(setpoint, "Fleeet")
 
 
-def test_the_import_loads_neither_redis_nor_rq_nor_anything_slow() -> None:
-    code = "import sys, setpoint; print(sorted({'rq','redis','rich','click','msgpack','asyncio'} & set(sys.modules)))"
+def test_the_import_loads_nothing_but_the_errors() -> None:
+    code = "import sys; before = set(sys.modules); import setpoint; after = set(sys.modules)\n"
+    loaded = run(code + "print(*sorted(name for name in after - before if name.startswith('setpoint')))").split()
+    assert loaded == ["setpoint", "setpoint.errors"]
+    assert run(code + "print(after & {'asyncio', 'dataclasses', 'inspect', 'redis', 'rich', 'rq'})") == "set()"
+
+
+def test_declaring_kinds_loads_neither_redis_nor_rq_nor_anything_slow() -> None:
+    code = (
+        "import sys; from setpoint import Fleet, Managed, Observed, Retry, action; Fleet('redis://nobody'); "
+        "print(sorted({'asyncio', 'click', 'redis', 'rich', 'rq'} & set(sys.modules)))"
+    )
     assert run(code) == "[]"
+
+
+def test_a_name_is_looked_up_once() -> None:
+    assert run("import setpoint; first = setpoint.Retry; print('Retry' in vars(setpoint))") == "True"
 
 
 def test_the_rules_are_pure() -> None:
