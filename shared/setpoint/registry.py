@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from setpoint.backoff import Backoff, Retry
-from setpoint.clock import NOT_GIVEN, Duration, format_duration, parse_duration, when
+from setpoint.clock import NOT_GIVEN, Duration, Instant, NotGiven, format_duration, parse_duration, when
 from setpoint.entity import Ref, check_kind
 from setpoint.errors import BadTime, DuplicateKind, UnknownKind, UnknownState, UsageError
 from setpoint.outcome import Again, Gone
@@ -134,7 +134,9 @@ class Context:
         """Say how far it is, for whoever looks; the newest word replaces the one before."""
         self.link.progress(done, total, text)
 
-    def enqueue(self, ref: str | Ref, *, at: object = NOT_GIVEN, after: object = NOT_GIVEN) -> None:
+    def enqueue(
+        self, ref: str | Ref, *, at: Instant | NotGiven = NOT_GIVEN, after: Duration | NotGiven = NOT_GIVEN
+    ) -> None:
         """Have an entity evaluated no later than then; now if neither is given.
 
         Its own ref: once more after this evaluation, and only if it succeeds. Others: at once, at least once. Raises

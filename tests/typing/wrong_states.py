@@ -1,9 +1,9 @@
-"""Every marked line of this is wrong."""
+"""Every line of this that is marked wrong is, and no other."""
 
+from collections.abc import Sequence
 from typing import Literal
 
-from setpoint.outcome import Again, Gone
-from setpoint.registry import Context, Managed, Observed, action
+from setpoint import ActionLike, Again, Context, Gone, Managed, Observed, action
 
 HostState = Literal["serving", "drained"]
 
@@ -17,15 +17,35 @@ class Host(Managed[HostState]):
     def drain(self, ctx: Context) -> HostState | Again:
         return "drianed"  # wrong
 
+    @action(when="serving", goal="drained")
+    def pause(self, ctx: Context) -> HostState | Again:
+        return Again()  # wrong
+
     @action(when="serving", goal="drained")  # wrong
     def count(self, ctx: Context) -> int:
+        return 5
+
+    @action(when="serving", goal="drained")  # wrong
+    async def count_later(self, ctx: Context) -> int:
         return 5
 
     @action(when=5, goal="drained")  # wrong
     def five(self) -> None: ...
 
+    @action(when=["serving", "drained"], goal="drained")  # wrong
+    def listed(self) -> None: ...
+
     @action(goal="drained")  # wrong
     def half(self) -> None: ...
+
+    @action("serving", "drained")  # wrong
+    def by_position(self) -> None: ...
+
+    @action(when="serving", goal=None)  # wrong
+    def nowhere(self) -> None: ...
+
+    @action(when="serving", goal="drained", timeout=[1])  # wrong
+    def slow(self) -> None: ...
 
     def reached(self, state: int, goal: int) -> bool:  # wrong
         return True
@@ -35,6 +55,25 @@ class VM(Observed[HostState]):
     def state(self) -> str | Gone:  # wrong
         return "x"
 
+    def goal_state(self) -> Gone:  # wrong
+        return Gone()
 
-def look(host: Host) -> bool:
+
+class Disk(Observed[HostState]):
+    async def state(self) -> HostState | None:  # wrong
+        return None
+
+    def goal_state(self) -> HostState:
+        return "up"  # wrong
+
+    def actions(self, state: HostState, goal: HostState) -> Sequence[ActionLike]:
+        return ["boot"]  # wrong
+
+
+def look(host: Host, vm: VM) -> bool:
+    host.state = "gone"  # wrong
     return host.goal == "drianed"  # wrong
+
+
+def length(vm: VM) -> int:
+    return len(vm.goal)  # wrong

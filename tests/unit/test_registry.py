@@ -294,7 +294,7 @@ def test_a_context_passes_on_what_is_said() -> None:
     ctx.progress(1, 2, "half")
     ctx.enqueue("vm/1", after="5s")
     with pytest.raises(BadTime):
-        ctx.enqueue("vm/1", at=None)
+        ctx.enqueue("vm/1", at=None)  # type: ignore[arg-type]
     with pytest.raises(BadRef):
         ctx.enqueue("vm")
     assert link.calls == [(1, 2, "half"), ("vm/1", When.after(5_000_000))]

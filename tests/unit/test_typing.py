@@ -1,41 +1,58 @@
-"""What type checkers accept and refuse of the code that applications write: the files in tests/typing."""
+"""Both type checkers, strict, accept what is right in tests/typing and refuse each line that is marked as wrong."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SNIPPETS = sorted((ROOT / "tests" / "typing").glob("*.py"))
-MYPY = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml"]
-PYRIGHT = [sys.executable, "-m", "pyright", "--outputjson"]
-pytestmark = pytest.mark.slow
+TOP = Path(__file__).parents[2]
+SNIPPETS = sorted((TOP / "tests" / "typing").glob("*.py"))
+NAMES = [str(path.relative_to(TOP)) for path in SNIPPETS]
+Lines = set[tuple[str, int]]
 
 
-def wrong_lines(path: Path) -> set[int]:
-    return {number for number, line in enumerate(path.read_text().splitlines(), 1) if line.endswith("# wrong")}
+def marked() -> Lines:
+    """The lines that end with the mark of an error."""
+    return {
+        (name, number)
+        for name, path in zip(NAMES, SNIPPETS, strict=True)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if line.endswith("  # wrong")
+    }
 
 
-def run(command: list[str], *paths: Path) -> str:
-    done = subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, check=False, cwd=ROOT)
-    return done.stdout + done.stderr
+def run(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *NAMES], cwd=TOP, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr  # 2 is that it could not check
+    return done.stdout
 
 
-@pytest.mark.parametrize("path", SNIPPETS, ids=lambda p: p.stem)
-def test_mypy_accepts_what_is_right_and_refuses_what_is_wrong(path: Path) -> None:
-    said = run(MYPY, path)
-    expected = {f"{path.relative_to(ROOT)}:{number}: error" for number in wrong_lines(path)}
-    assert {": ".join(line.split(": ")[:2]) for line in said.splitlines() if ": error:" in line} == expected, said
+def mypy() -> Lines:
+    found = re.findall(r"^(\S+?):(\d+): error:", run("mypy", "--no-error-summary"), re.MULTILINE)
+    return {(name, int(number)) for name, number in found}
 
 
-def test_pyright_accepts_what_is_right_and_refuses_what_is_wrong() -> None:
-    said = run(PYRIGHT, *SNIPPETS)
-    found: dict[str, set[int]] = {path.name: set() for path in SNIPPETS}
-    for each in json.loads(said[said.index("{") :])["generalDiagnostics"]:
-        if each["severity"] == "error":
-            found[Path(each["file"]).name].add(each["range"]["start"]["line"] + 1)
-    assert found == {path.name: wrong_lines(path) for path in SNIPPETS}, said
+def pyright() -> Lines:
+    said = json.loads(run("pyright", "--outputjson"))["generalDiagnostics"]
+    return {
+        (str(Path(each["file"]).relative_to(TOP)), each["range"]["start"]["line"] + 1)
+        for each in said
+        if each["severity"] == "error"
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checker", [mypy, pyright])
+def test_what_is_right_is_accepted_and_each_wrong_line_refused(checker: Callable[[], Lines]) -> None:
+    expected, found = marked(), checker()
+    assert len(expected) > 70
+    assert sorted(found - expected) == [], "refused, but right"
+    assert sorted(expected - found) == [], "accepted, but wrong"
