@@ -64,8 +64,8 @@ class Crew(Generic[M, T]):
                 self._wake()
 
     def look_at(self) -> float:
-        """By when `look` is to be called."""
-        return monotonic() + JOIN_AFTER if self._row and self._awake < self._size else _FOREVER
+        """By when `look` is to be called: soon, as long as something waits, for whoever is awake may rest meanwhile."""
+        return monotonic() + JOIN_AFTER if self._row else _FOREVER
 
     def look(self) -> None:
         """Have one more join if something waits and all who are awake are long in one item."""
