@@ -93,6 +93,7 @@ format: .venv/.stamp ## put the code into the project's format
 .PHONY: bench
 bench: .venv/.stamp ## measure against the peers
 	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench.mixed
 	@$(BIN)/python -m tests.bench.runner
 
 .PHONY: mutants
