@@ -94,6 +94,10 @@ format: .venv/.stamp ## put the code into the project's format
 bench: .venv/.stamp ## measure against the peers
 	@$(BIN)/python -m tests.bench
 
+.PHONY: soak
+soak: .venv/.stamp ## kill workers, schedulers and Valkey at random for 10 minutes (SOAK_SECONDS, SOAK_SEED); nothing may be lost
+	@$(BIN)/python -m tests.crash.soak
+
 .PHONY: mutants
 mutants: .venv/.stamp ## break the engine's scripts on purpose; the model test must notice every time
 	@$(BIN)/python -m tests.model.mutants
