@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import redis
 
 from setpoint import Fleet
 from setpoint.counters import TAKEOVERS
@@ -241,15 +240,15 @@ class Soak:
         """What was done and seen, for people."""
         noted, did = self.evaluations, self.done
         lines = [
-            f"seed {self.seed}: {self.seconds:g} s of faults on {len(REFS)} entities, {SCHEDULERS} schedulers, "
-            f"{WORKERS} workers with leases of {LEASE:g} s",
+            f"seed {self.seed}: {self.seconds:g} s of faults on {len(REFS)} entities",
+            f"  processes   {SCHEDULERS} schedulers, {WORKERS} workers with leases of {LEASE:g} s",
             f"  killed      {did['worker']} workers, {did['scheduler']} schedulers, {did['server']} times the server",
             f"  stopped     {did['stop']} times a worker ({did['stop whole']} with its children)",
             f"  broken      {did['clients']} times all connections; RQ's keys were flushed {did['rq']} times",
-            f"  evaluated   {noted.count} times, {noted.cut_short} cut short by a kill, {did['takeovers']} takeovers, "
-            f"{did['goals']} goals set",
-            f"  overlaps    {noted.overlaps['stop']} after a stop, {noted.overlaps['server']} after the server was down"
-            f" ({noted.late} of these started late)",
+            f"  evaluated   {noted.count} times, {noted.cut_short} cut short by a kill, {did['takeovers']} takeovers",
+            f"  goals       {did['goals']} set",
+            f"  overlaps    {noted.overlaps['stop']} after a stop, {noted.overlaps['server']} after an outage",
+            f"  late        {noted.late} of these had an older fence than one that had started",
             f"  checked     {did['checks']} times all places, {did['refused']} old fences refused of {did['probes']}",
             f"  most deaths around one ref: {did['suspect']}; settled in {self.settled_in:.1f} s",
         ]
@@ -388,7 +387,9 @@ class Soak:
         said = self.door.run(self.door.scripts.settle([Settlement([ref], min(two), gone) for ref, two in some]))
         self.done["probes"] += len(some)
         self.done["refused"] += sum(status == "stale" for status in said)
-        assert all(status == "stale" for status in said), f"an old fence was accepted: {list(zip(some, said))}"
+        assert all(status == "stale" for status in said), (
+            f"an old fence was accepted: {[*zip(some, said, strict=True)]}"
+        )
 
     def _evaluated_since(self, moment: float) -> set[str]:
         self.evaluations.read()
