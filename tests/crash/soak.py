@@ -155,6 +155,7 @@ class Soak:
     def __init__(self, seconds: float, seed: int, folder: Path) -> None:
         self.seconds, self.seed, self.folder = seconds, seed, folder
         self.random = random.Random(seed)
+        self.chance = random.Random(seed)  # for what depends on how the run goes, so that faults replay
         self.output = folder / "output"
         log = folder / "noted"
         log.touch()
@@ -229,6 +230,7 @@ class Soak:
     def _stop(self) -> None:
         for process in (*self.workers, *self.schedulers):
             process.send_signal(signal.SIGTERM)
+        for process in (*self.workers, *self.schedulers):
             code = process.wait(40)
             assert code == 0, f"process {process.pid} was told to end and exited with {code}"
         self.workers, self.schedulers = [], []
@@ -257,10 +259,16 @@ class Soak:
     # -------------------------------------------------------------------------------------------------------- faults
 
     def _kill_worker(self) -> None:
-        free = [process for process in self.workers if process.pid not in self.stopped]
+        free = self._free_workers()
         if free:
-            self._kill(self.workers, self.random.choice(free), self._worker)
+            self._kill(self.workers, free[0], self._worker)
             self.done["worker"] += 1
+
+    def _free_workers(self) -> list[subprocess.Popen[bytes]]:
+        """Those that are not stopped, from a random one on; takes as much chance whoever is stopped."""
+        first = self.random.randrange(WORKERS)
+        row = self.workers[first:] + self.workers[:first]
+        return [process for process in row if process.pid not in self.stopped]
 
     def _kill_scheduler(self) -> None:
         self._kill(self.schedulers, self.random.choice(self.schedulers), lambda: self._spawn("scheduler"))
@@ -281,10 +289,10 @@ class Soak:
     def _stop_worker(self) -> None:
         """As a machine that pauses: the worker alone, or with its children."""
         seconds, whole = LEASE * self.random.uniform(1.2, 2.5), self.random.random() < 0.5
-        free = [process for process in self.workers if process.pid not in self.stopped]
+        free = self._free_workers()
         if len(free) < 2:
             return
-        victim = psutil.Process(self.random.choice(free).pid)
+        victim = psutil.Process(free[0].pid)
         family = [victim]
         victim.suspend()  # before its children are looked up, so that it has no new ones
         span = Span(time.monotonic())
@@ -383,7 +391,7 @@ class Soak:
         """Settle some with fences that are certainly old: they would be gone."""
         gone = Ending("gone")
         old = [(ref, fences[-2:]) for ref, fences in sorted(self.evaluations.fences.items()) if len(fences) > 1]
-        some = self.random.sample(old, min(len(old), 20))
+        some = self.chance.sample(old, min(len(old), 20))
         said = self.door.run(self.door.scripts.settle([Settlement([ref], min(two), gone) for ref, two in some]))
         self.done["probes"] += len(some)
         self.done["refused"] += sum(status == "stale" for status in said)
