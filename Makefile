@@ -96,6 +96,10 @@ bench: .venv/.stamp ## measure against the peers
 	@$(BIN)/python -m tests.bench.mixed
 	@$(BIN)/python -m tests.bench.runner
 
+.PHONY: soak
+soak: .venv/.stamp ## kill workers, schedulers and Valkey at random for 10 minutes (SOAK_SECONDS, SOAK_SEED); nothing may be lost
+	@$(BIN)/python -m tests.crash.soak
+
 .PHONY: mutants
 mutants: .venv/.stamp ## break the engine's scripts on purpose; the model test must notice every time
 	@$(BIN)/python -m tests.model.mutants
