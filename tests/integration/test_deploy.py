@@ -6,8 +6,10 @@ import configparser
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,37 @@ def test_image_has_no_root_and_copies_what_the_build_sees() -> None:
             for source in rest.split()[:-1]:
                 assert (TOP / source).exists()
                 assert source in let_in
+
+
+@pytest.mark.slow
+def test_the_image_has_all_that_the_wheel_is_built_from(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    for word, rest in instructions():
+        if word == "COPY":
+            *names, target = rest.split()
+            for name in names:
+                to = source / (name if target == "./" else target)
+                if (TOP / name).is_dir():
+                    shutil.copytree(TOP / name, to, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(TOP / name, to)
+    wheels = tmp_path / "wheels"
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, source]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = wheels.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"setpoint/_demo/fleet.py", "setpoint/engine/lua/claim.lua", "setpoint/py.typed"} <= names
+    assert {"setpoint_workers/worker.py", "setpoint_scheduler/promoter.py"} <= names
+
+
+def test_the_application_of_compose_is_one(url: str, namespace: str) -> None:
+    default = re.search(r"SETPOINT_APP:-([^}]*)", " ".join(compose()["services"]["worker"]["command"]))
+    assert default is not None
+    module, _, name = default[1].partition(":")
+    code = f"import {module}; print(*{module}.{name}.registry.kinds); {module}.{name}.set('lamp/1', 'on')"
+    environ = {"PYTHONPATH": str(DEPLOY / "app"), "SETPOINT_REDIS_URL": url, "SETPOINT_NAMESPACE": namespace}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["lamp"]
+    assert compose()["services"]["worker"]["volumes"] == ["./app:/app:ro"]
