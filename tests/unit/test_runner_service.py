@@ -294,6 +294,34 @@ def test_what_a_scope_holds_ends_before_the_next_is_applied_and_a_dead_backgroun
     drive(main)
 
 
+def test_a_background_task_whose_cancellation_a_library_has_lost_is_cancelled_again() -> None:
+    cancelled: list[float] = []
+
+    async def deaf() -> None:
+        while True:
+            try:
+                await sleep(3600)
+            except asyncio.CancelledError:
+                cancelled.append(now())
+                if len(cancelled) == 3:
+                    raise
+
+    async def apply(scope: Scope, config: object) -> None:
+        scope.spawn(deaf)
+
+    async def main() -> None:
+        service = Service(apply)
+        service.start(b"{}")
+        await service.wait_for_state_change(Status.LOADING)
+        await settle()
+        began = now()
+        service.stop()
+        await service.ended()
+        assert [at - began for at in cancelled] == [0, 5, 10]
+
+    drive(main)
+
+
 def test_reset_and_retry_now_mean_for_a_service_what_they_mean_for_a_task() -> None:
     times: list[float] = []
     acts = [Next.NORMAL, Next.NORMAL, Next.RESET_BACKOFF, Next.NORMAL, Next.RETRY_NOW, Next.NORMAL]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from setpoint.runner.calls import keep
 from setpoint.runner.retry import Runner, RunOptions
 
 __all__ = ["Scope"]
+
+CANCEL_AGAIN: Final = 5.0
+"""Seconds after which a background task that was cancelled and has not ended is cancelled once more."""
 
 
 class Scope(AsyncExitStack):
@@ -30,7 +33,8 @@ class Scope(AsyncExitStack):
     def spawn(
         self, task: Callable[[], Awaitable[object]] | Callable[[], object], **options: Unpack[RunOptions]
     ) -> None:
-        """Start a background task; options as in `run`. It is cancelled, and waited for, when the scope ends.
+        """Start a background task; options as in `run`. It is cancelled when the scope ends, again every 5 s until it
+        has ended, and waited for.
 
         If it fails for good, so has the configuration: the service goes on as after a failed `apply`.
         """
@@ -52,5 +56,8 @@ class Scope(AsyncExitStack):
 
 
 async def _end(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
+    """Cancel it until it has ended. Once is not always enough: libraries lose cancellations (redis-py on Python 3.11
+    does, now and then, in the first command of a connection), and then it would go on for ever."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN)
