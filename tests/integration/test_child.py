@@ -357,7 +357,7 @@ def test_in_a_thread() -> None:
         thread = child_module.run_in_thread(theirs, shared, basic.fleet.registry, 2)
         peer = Peer(ours, shared)
         peer.until("ready")
-        peer.work("noop/1", "busy/1", "loops/1", timeout_us=50_000)
+        peer.work("noop/1", "busy/1", "loops/1", timeout_us=500_000)
         done = peer.done(3)
         assert [done[i][1][0] for i in range(3)] == ["reached", "waiting", "timed_out"]
         send(ours, ["stop"])
