@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import click
+
 import setpoint
 from setpoint import cli, judge, outcome
 from setpoint.engine.records import NO_TROUBLE
