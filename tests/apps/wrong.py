@@ -41,4 +41,7 @@ class Lamp(Observed[str]):
         return [self.burn]
 
     def burn(self, ctx: Context) -> Any:
-        return 7
+        return self.later()
+
+    async def later(self) -> None:
+        pass

@@ -366,7 +366,7 @@ def test_workers_live_through_full_memory_and_finish_what_was_due(
         setup.close()
 
 
-# ------------------------------------------------------------------------------------------- what applications get wrong
+# ------------------------------------------------------------------------------------ what applications get wrong
 
 
 def test_what_actions_and_hooks_may_not_return_parks_the_entity_with_words(setup: Setup) -> None:
@@ -388,7 +388,7 @@ def test_what_actions_and_hooks_may_not_return_parks_the_entity_with_words(setup
         assert lamp is not None
         assert (tap.where, tap.message) == ("state", "state() returned 3; expected a state")
         assert lamp.where == "burn"
-        assert "7" in lamp.message
+        assert "make it `async def`" in lamp.message
         assert setup.stop(worker) == 0
         explained = call(setup.url, "--namespace", setup.namespace, "explain", "door/ajar").output
         assert "ajar" in explained
