@@ -302,8 +302,8 @@ class Fleet:
         """Pause `fleet`, `lane:<lane>`, `kind:<kind>` or one entity, until an instant, for a duration, or until
         resumed.
 
-        What runs ends; enqueues are accepted and wait. Pausing again replaces why, who and until. Raises `UsageError` for
-        a lane that no known kind is in.
+        What runs ends; enqueues are accepted and wait. Pausing again replaces why, who and until.
+        Raises `UsageError` for a lane that no known kind is in.
         """
         return self._do(self._verbs.pause(target, why=why, until=until, for_=for_, who=who))
 

@@ -576,7 +576,7 @@ class Verbs:
             self._published.add(kind)
 
     def _known_lane(self, lane: str) -> Steps[None]:
-        """Refuse a lane that no kind is in: whoever misspelt it would believe it paused. Without any kinds, take all."""
+        """Refuse a lane that no kind is in, or a slip would pause nothing. Where no kind is known, any lane will do."""
         if self.accept_unknown:
             return
         (stored,) = yield ((b"HGETALL", self.keys.kinds),)
