@@ -1,25 +1,46 @@
-"""What `deploy/` names exists: files parse, and every command line in them is one that our programs accept."""
+"""What `deploy/` names exists: files parse, and every command line in them runs."""
 
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
+
+from tests.servers import free_port
+from tests.waiting import wait_until
 
 TOP = Path(__file__).parents[2]
 DEPLOY = TOP / "deploy"
 BIN = Path(sys.executable).parent
 OURS = ("setpoint", "rq-dashboard")
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+APPLICATION = """
+from setpoint import Fleet, Managed
+
+fleet = Fleet.from_env()
+
+@fleet.entity("host", initial="up")
+class Host(Managed[str]):
+    pass
+"""
 
 
 def compose() -> dict[str, Any]:
@@ -76,19 +97,93 @@ def test_command_is_accepted(where: str, command: list[str]) -> None:
         assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", done.stdout), f"{where}: no option {option}"
 
 
+def adapted(command: list[str], port: int, redis_url: str) -> list[str]:
+    """The command line for this machine: our binaries, our server, and a port nobody else has."""
+    words = [re.sub(r"\$\{\w+(:-([^}]*))?\}", r"\2", word) or "fleet:fleet" for word in command]
+    words = [redis_url if word == "redis://valkey:6379/0" else word for word in words]
+    if words[1] == "exporter" or words[0] == "rq-dashboard":
+        words += ["--port", str(port)]
+    return [str(BIN / words[0]), *words[1:]]
+
+
+def page(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.read().decode()
+    except OSError:
+        return ""
+
+
+RUNNING = [(where, command) for where, command in COMMANDS if command[1] != "--help"]
+
+
+@pytest.mark.parametrize(("where", "command"), RUNNING, ids=[where for where, _ in RUNNING])
+def test_command_runs_and_ends_when_told(
+    where: str, command: list[str], tcp_url: str, namespace: str, tmp_path: Path
+) -> None:
+    # As the image and the units have it: the application lies in the working directory.
+    (tmp_path / "fleet.py").write_text(APPLICATION)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SETPOINT_", "PYTHON"))}
+    env = kept | {"SETPOINT_REDIS_URL": tcp_url, "SETPOINT_NAMESPACE": namespace, "SETPOINT_LOG_FORMAT": "json"}
+    port = free_port()
+    output = tmp_path / "output"
+    with output.open("w") as out:
+        process = subprocess.Popen(
+            adapted(command, port, tcp_url), cwd=tmp_path, env=env, stdout=out, stderr=out, start_new_session=True
+        )
+    signs: dict[str, Callable[[], bool]] = {
+        "scheduler": lambda: "scheduler starts" in output.read_text(),
+        "worker": lambda: "listens on" in output.read_text(),
+        "exporter": lambda: "setpoint_up 1.0" in page(f"http://127.0.0.1:{port}/metrics"),
+        "-c": lambda: "rq dashboard" in page(f"http://127.0.0.1:{port}/").lower(),
+    }
+    try:
+        wait_until(lambda: process.poll() is not None or signs[command[1]](), timeout=30, what=f"{where} to be ready")
+        assert process.poll() is None, output.read_text()
+        process.send_signal(signal.SIGTERM)
+        ended = process.wait(20)
+        assert ended == 0 or (command[0] == "rq-dashboard" and ended == -signal.SIGTERM), output.read_text()
+        assert "Traceback" not in output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_valkey_of_the_compose_file_keeps_what_it_is_given(valkey_binary: Path, tmp_path: Path) -> None:
+    program, *arguments = compose()["services"]["valkey"]["command"]
+    assert program == "valkey-server"
+    port = free_port()
+    server = subprocess.Popen(
+        [valkey_binary, *arguments, "--port", str(port), "--dir", str(tmp_path)], stdout=subprocess.DEVNULL
+    )
+    try:
+        with redis.Redis(port=port, decode_responses=True) as client:
+
+            def answers() -> bool:
+                with suppress(redis.ConnectionError):
+                    return bool(client.ping())
+                return False
+
+            wait_until(answers, what="the server to answer")
+            found = client.config_get("appendonly", "appendfsync", "maxmemory-policy")
+            assert found == {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def test_settings_in_the_environment_are_ours() -> None:
     from setpoint import settings
 
-    known = Path(settings.__file__).read_text()
+    known = {each.name.upper() for each in dataclasses.fields(settings.Settings) if each.init}
     for path in [DEPLOY / "compose.yaml", DEPLOY / "Dockerfile", *UNITS]:
         for name in re.findall(r"\bSETPOINT_([A-Z_]+)", path.read_text()):
-            assert name == "APP" or name.lower() in known, f"{path.name}: no setting {name}"
+            assert name in known, f"{path.name}: no setting {name}"
 
 
 def test_compose_is_safe() -> None:
     services = compose()["services"]
-    assert "everysec" in services["valkey"]["command"]
-    assert "noeviction" in services["valkey"]["command"]
+    assert "valkey:/data" in services["valkey"]["volumes"]
     assert services["scheduler"]["deploy"]["replicas"] == 2
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
@@ -118,3 +213,12 @@ def test_image_has_no_root_and_copies_what_the_build_sees() -> None:
             for source in rest.split()[:-1]:
                 assert (TOP / source).exists()
                 assert source in let_in
+
+
+def test_image_is_built_from_all_that_the_wheel_needs() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    packages = {package.partition("/")[0] for package in wheel["packages"]}
+    needed = {project["project"]["readme"], *project["project"]["license-files"], *packages, *wheel["force-include"]}
+    copied = {source for word, rest in instructions() if word == "COPY" for source in rest.split()[:-1]}
+    assert copied == needed | {"pyproject.toml"}
