@@ -303,6 +303,7 @@ class Fleet:
         resumed.
 
         What runs ends; enqueues are accepted and wait. Pausing again replaces why, who and until.
+        Raises `UsageError` for a lane that no known kind is in.
         """
         return self._do(self._verbs.pause(target, why=why, until=until, for_=for_, who=who))
 

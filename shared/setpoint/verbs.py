@@ -515,6 +515,8 @@ class Verbs:
         until_us = 0 if isinstance(until, NotGiven) else parse_instant(until)
         for_us = 0 if isinstance(for_, NotGiven) else parse_duration(for_)
         yield from self._known((kind,) if kind else ())
+        if target.startswith("lane:"):
+            yield from self._known_lane(target.removeprefix("lane:"))
         now_us = yield from self._now()
         if not isinstance(for_, NotGiven):
             until_us = now_us + for_us
@@ -572,6 +574,18 @@ class Verbs:
                 (names,) = yield ((b"HKEYS", self.keys.kinds),)
                 raise UnknownKind(_no_such_kind(kind, {*declared, *map(_text, names)}))
             self._published.add(kind)
+
+    def _known_lane(self, lane: str) -> Steps[None]:
+        """Refuse a lane that no kind is in, or a slip would pause nothing. Where no kind is known, any lane will do."""
+        if self.accept_unknown:
+            return
+        (stored,) = yield ((b"HGETALL", self.keys.kinds),)
+        lanes = {kind.policy.lane for kind in self.registry.kinds.values()}
+        lanes |= {known.policy.lane for known in map(_published, _fields(stored).values()) if known}
+        if lanes and lane not in lanes:
+            near = difflib.get_close_matches(lane, lanes, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"no kind is in a lane {lane!r}; {hint}There are: {', '.join(sorted(lanes))}")
 
     def _kinds(self, kind: object) -> Steps[list[str]]:
         """The one kind, or all that are declared here or were published."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from setpoint.cli import FAILED, NOT_FOUND, REFUSED, Problem, Shell, json_option
+from setpoint.clock import parse_duration
 from setpoint.entity import Ref
 from setpoint.errors import NotFound
 
@@ -64,6 +65,8 @@ def set_(
     """
     fleet = shell.fleet()
     _check_known(fleet, ref, force=force)
+    if wait is not None:
+        parse_duration(wait)  # before the goal is set, not after
     options: dict[str, Any] = {}
     if data is not None:
         options["data"] = _json(data)
@@ -474,8 +477,8 @@ def _count(refs: tuple[str, ...] | list[str]) -> str:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}", param_hint="--data") from error
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not JSON that can be read: {error}", param_hint="--data") from error
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -495,7 +498,10 @@ def _instant(text: str) -> datetime:
         raise click.BadParameter(f"{text!r} is not a time: write 2026-05-04T12:00:00Z") from error
     if instant.tzinfo is None:
         raise click.BadParameter(f"{text!r} has no zone: write {text}Z for UTC, or {text}+02:00")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise click.BadParameter(f"{text!r} is before or after all time in UTC") from error
 
 
 def _local(instant: datetime) -> str:

@@ -529,6 +529,7 @@ def _reloading(watch: Callable[..., Any], folder: Path, supervisor: Supervisor) 
 def exporter(shell: Shell, host: str, port: int) -> int:
     """Serve metrics for Prometheus at /metrics."""
     fleet = shell.fleet()
+    fleet.door("exporter").close()  # a URL that cannot be used is told now, and not by every scrape
     from setpoint import metrics
 
     with catch_signals() as signals:
