@@ -531,6 +531,7 @@ def exporter(shell: Shell, host: str, port: int) -> int:
     fleet = shell.fleet()
     from setpoint import metrics
 
+    fleet.door("exporter").close()  # connects to nothing; a URL that makes no sense is told now, not at each scrape
     with catch_signals() as signals:
         try:
             server = metrics.serve(host, port, door=lambda: fleet.door("exporter"), namespace=fleet.settings.namespace)
