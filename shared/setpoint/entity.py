@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Self
 
-from setpoint.errors import BadRef
+from setpoint.errors import BadRef, UsageError
 
 REF_BYTES = 512
 """A ref may not be longer, in bytes of UTF-8: it is a member of sorted sets and part of keys."""
 
 _KIND = re.compile(r"[a-z][a-z0-9_.-]{0,63}", re.ASCII)
+_LANE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -56,6 +57,13 @@ def check_kind(name: object) -> str:
         raise BadRef(
             f"{name!r} cannot name a kind: lower-case letters, digits, '_', '.', '-', 64 at most, a letter first"
         )
+    return name
+
+
+def check_lane(name: object) -> str:
+    """Return `name` if it can name a lane; raise `UsageError` if not."""
+    if not isinstance(name, str) or not _LANE.fullmatch(name):
+        raise UsageError(f"{name!r} cannot name a lane: letters, digits, '_', '.', '-', 64 at most")
     return name
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeAl
 
 from setpoint.backoff import Backoff, Retry
 from setpoint.clock import NOT_GIVEN, Duration, Instant, NotGiven, format_duration, parse_duration, when
-from setpoint.entity import Ref, check_kind
+from setpoint.entity import Ref, check_kind, check_lane
 from setpoint.errors import BadTime, DuplicateKind, UnknownKind, UnknownState, UsageError
 from setpoint.outcome import Again, Gone
 
@@ -47,7 +47,6 @@ DEFAULT_TIMEOUT_US: Final = 600 * 1_000_000
 RESERVED: Final = ("task", "run", "step", "process", "cron")
 """Kinds that other kinds of work use, alone or before a dot."""
 
-_LANE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _MARKS: Final = "__setpoint_action__"
 
 
@@ -537,7 +536,7 @@ class Registry:
         count, per_us = _rate(name, rate)
         policy = Policy(
             kind=name,
-            lane=_lane(name, lane),
+            lane=check_lane(lane),
             managed=managed,
             settable=_bool(name, "settable", settable),
             initial=_initial(name, managed, initial, states),
@@ -696,12 +695,6 @@ def _initial(name: str, managed: bool, initial: object, states: tuple[str, ...])
     if not isinstance(initial, str) or not initial or (states and initial not in states):
         raise UnknownState(f"{name}: initial={initial!r} is no state of it; it has {', '.join(states) or 'any string'}")
     return str(initial)
-
-
-def _lane(name: str, lane: object) -> str:
-    if not isinstance(lane, str) or not _LANE.fullmatch(lane):
-        raise UsageError(f"{name}: lane {lane!r}: letters, digits, '_', '.', '-', 64 at most")
-    return lane
 
 
 def _timeout(timeout: object) -> int:

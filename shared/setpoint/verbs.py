@@ -28,7 +28,7 @@ from setpoint.clock import (
 from setpoint.engine import scripts as engine
 from setpoint.engine.records import NO_TROUBLE, Trouble
 from setpoint.engine.scripts import BATCH, FAR_US, Call, Scripts, When
-from setpoint.entity import Ref, check_kind, kind_of
+from setpoint.entity import Ref, check_kind, check_lane, kind_of
 from setpoint.errors import (
     BadPayload,
     BadTime,
@@ -82,7 +82,6 @@ Steps: TypeAlias = "Generator[Step, Any, T]"
 _MULTI: Final[Command] = (b"MULTI",)
 _EXEC: Final[Command] = (b"EXEC",)
 _QUICK_REF: Final = re.compile(r"[a-z][a-z0-9_.-]{0,63}/[!-~]{1,440}", re.ASCII)
-_LANE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _EVENT_ID: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})(?:/([0-9]{1,6}))?")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _PLACES: Final[tuple[Place, ...]] = ("due", "leased", "idle", "parked")
@@ -743,8 +742,7 @@ def _target(value: object) -> tuple[str, bool, str]:
         if value.startswith("kind:"):
             return value, False, check_kind(value.removeprefix("kind:"))
         if value.startswith("lane:"):
-            if not _LANE.fullmatch(value.removeprefix("lane:")):
-                raise UsageError(f"{value[:80]!r}: a lane has letters, digits, '_', '.', '-', 64 at most")
+            check_lane(value.removeprefix("lane:"))
             return value, False, ""
         if "/" not in value:
             raise UsageError(f"{value[:80]!r} cannot be paused: say fleet, lane:<lane>, kind:<kind> or a ref kind/id")

@@ -43,19 +43,25 @@ def worker(
     The first SIGTERM lets running evaluations end within the grace time, the second ends at once; what was not finished
     is handed back. Exits with 2 if the application does not import.
     """
-    from setpoint.errors import ConfigurationError
+    from setpoint.engine.connect import connect
+    from setpoint.entity import check_lane
+    from setpoint.errors import ConfigurationError, UsageError
     from setpoint.settings import Settings
     from setpoint_workers import run
 
+    chosen = tuple(lane.strip() for lane in lanes.split(",") if lane.strip())
     try:
         settings = Settings.from_env(redis_url=redis_url, namespace=namespace, grace=grace, app=app)
         if not settings.redis_url:
             raise ConfigurationError("no Redis is configured: give --redis-url or set SETPOINT_REDIS_URL")
-    except ConfigurationError as error:
+        for url in {settings.redis_url, settings.hints_url}:
+            connect(url, role="worker").close()  # told here, or a supervisor would start its workers again and again
+        for lane in chosen:
+            check_lane(lane)
+    except (ConfigurationError, UsageError) as error:
         raise click.UsageError(str(error)) from error
     if processes > 1:
         context.exit(_supervise(processes, settings.grace_us / 1e6))
-    chosen = tuple(lane.strip() for lane in lanes.split(",") if lane.strip())
     context.exit(
         run(
             settings,

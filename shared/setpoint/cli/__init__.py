@@ -107,8 +107,11 @@ class Shell:
 
         return Settings.from_env(redis_url=self.redis_url, namespace=self.namespace)
 
-    def fleet(self) -> Fleet:
-        """A fleet without kinds of its own: the command line knows those that workers published."""
+    def fleet(self, *, waits: bool = False) -> Fleet:
+        """A fleet without kinds of its own: the command line knows those that workers published.
+
+        A command that `waits` sits through a restart of Redis; people who wait for an answer are told soon.
+        """
         settings = self.settings()
         if not settings.redis_url:
             raise Problem(
@@ -119,7 +122,7 @@ class Shell:
             )
         from setpoint.fleet import Fleet
 
-        return Fleet(settings=settings)
+        return Fleet(settings=settings, patience="10s" if waits else "2s")
 
     def emit(self, record: dict[str, Any]) -> None:
         """One JSON object on one line."""

@@ -63,7 +63,7 @@ def set_(
     setpoint set site/3 drained --wait
     setpoint set host/web-7 serving --label rack=r1 --data '{"size": 3}'
     """
-    fleet = shell.fleet()
+    fleet = shell.fleet(waits=wait is not None)
     _check_known(fleet, ref, force=force)
     if wait is not None:
         parse_duration(wait)  # before the goal is set, not after
@@ -199,7 +199,7 @@ def ls(shell: Shell, kind: str | None, state: str | None, limit: int) -> None:
 def watch(shell: Shell, ref: str, since: str | None, count: int | None) -> None:
     """Print what happens to an entity as it happens."""
     Ref.of(ref)
-    for event in islice(shell.fleet().watch(ref, since=since), count):
+    for event in islice(shell.fleet(waits=True).watch(ref, since=since), count):
         if shell.json:
             shell.emit(event.as_dict())
         else:

@@ -532,6 +532,7 @@ def exporter(shell: Shell, host: str, port: int) -> int:
     fleet.door("exporter").close()  # a URL that cannot be used is told now, and not by every scrape
     from setpoint import metrics
 
+    fleet.door("exporter").close()  # connects to nothing; a URL that makes no sense is told now, not at each scrape
     with catch_signals() as signals:
         try:
             server = metrics.serve(host, port, door=lambda: fleet.door("exporter"), namespace=fleet.settings.namespace)
