@@ -54,6 +54,8 @@ class _Story:
 def explain(view: EntityView, facts: Facts) -> Explanation:
     """Tell why it is where it is, and what happens next and when."""
     story = _Story([], [])
+    if view.goal is not None and view.goal != view.state and view.place in {"due", "leased", "parked"}:
+        story.tell("off-goal", f"its state is {view.state or 'not known yet'}, its goal {view.goal}")
     match view.place:
         case "due":
             _due(story, view, facts)
@@ -92,15 +94,17 @@ def _without_workers(story: _Story, view: EntityView, facts: Facts) -> None:
         story.tell(
             "kind-unknown",
             f"no worker has ever published the kind {kind}",
-            f"evaluated once a worker runs whose application declares {kind}: setpoint worker APP",
+            f"evaluated once a worker runs whose application declares {kind}: setpoint worker --app APP",
         )
         return
     lane = facts.policy.lane if facts.policy else "default"
-    if facts.published_by not in facts.workers and not any(_serves(info, lane) for info in facts.workers.values()):
+    if facts.published_by not in facts.workers and not any(
+        _serves(info, lane, kind) for info in facts.workers.values()
+    ):
         story.tell(
             "no-workers",
-            f"no worker of lane {lane} is alive",
-            f"evaluated once a worker of lane {lane} runs: setpoint worker APP --lanes {lane}",
+            f"no worker of lane {lane} that knows the kind {kind} is alive",
+            f"evaluated once such a worker of lane {lane} runs: setpoint worker --app APP --lanes {lane}",
         )
 
 
@@ -153,7 +157,9 @@ def _parked(story: _Story, view: EntityView) -> None:
         case "paused":
             mine = next((each for each in view.paused if each.target == ref), None)
             text = str(mine) if mine else "it is paused"
-            story.tell("paused", text, f"stays until resumed: setpoint resume {ref}", mine.until if mine else None)
+            until = f"{_when(mine.until)} or " if mine and mine.until else ""
+            then = f"stays until {until}resumed: setpoint resume {ref}"
+            story.tell("paused", text, then, mine.until if mine else None)
         case _:
             times = f" after {trouble.failures} failures in a row" if trouble.failures else ""
             story.tell("failed", f"failed for good{times}{last}", f"fix the cause, then: setpoint dead retry {ref}")
@@ -187,13 +193,15 @@ def _unknown(story: _Story, view: EntityView) -> None:
     story.next = "nothing, until it is set or enqueued"
 
 
-def _serves(info: bytes, lane: str) -> bool:
-    """Whether a worker says that it serves the lane; one that does not say counts."""
+def _serves(info: bytes, lane: str, kind: str) -> bool:
+    """Whether a worker says that it serves the lane and knows the kind; one that does not say counts."""
     said = _read(info)
     if not isinstance(said, dict):
         return True
-    lanes = cast("dict[str, Any]", said).get("lanes")
-    return not isinstance(lanes, list | tuple) or lane in lanes
+    lanes, kinds = cast("dict[str, Any]", said).get("lanes"), cast("dict[str, Any]", said).get("kinds")
+    return (not isinstance(lanes, list | tuple) or lane in lanes) and (
+        not isinstance(kinds, list | tuple) or kind in kinds
+    )
 
 
 def _read(info: bytes) -> Any:

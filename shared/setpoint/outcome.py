@@ -71,7 +71,7 @@ class Reached:
     state: str | None
     """The state it is in; None if it has none."""
     ran: int
-    """Actions that ran for it in this evaluation."""
+    """Actions that ran for it in this evaluation; 1 at least for a managed entity that had no state stored yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,12 +128,14 @@ class Verbs:
 
     def set(self, ref: object, goal: object, *, data: object, labels: object, if_revision: object) -> Steps[SetResult]:
         """As `Fleet.set`."""
-        call = self._set_call(read_ref(ref), goal, data, labels, if_revision)
-        return self._set(read_ref(ref), call, if_revision)
+        ref = read_ref(ref)
+        self._set_call(ref, goal, data, labels, if_revision, self._policy(ref))  # what is wrong here needs no Redis
+        return self._set(ref, goal, data, labels, if_revision)
 
-    def _set(self, ref: str, call: Call[engine.SetReply], if_revision: object) -> Steps[SetResult]:
+    def _set(self, ref: str, goal: object, data: object, labels: object, if_revision: object) -> Steps[SetResult]:
         yield from self._known((kind_of(ref),))
-        reply: engine.SetReply = yield call
+        policy = self._policy(ref) or (yield from self._published_policy(kind_of(ref)))
+        reply: engine.SetReply = yield self._set_call(ref, goal, data, labels, if_revision, policy)
         if reply.outcome == "conflict":
             raise Conflict(f"{ref} has revision {reply.revision}, not {if_revision}: get() it again and decide again")
         return SetResult(ref, reply.revision, reply.changed, reply.outcome)
@@ -142,26 +144,40 @@ class Verbs:
         """As `Fleet.set_many`."""
         if isinstance(items, Mapping):
             items = list(cast("Mapping[object, object]", items).items())
-        calls = [
-            (ref, self._set_call(ref, goal, data, labels, None))
-            for ref, goal in ((read_ref(ref), goal) for ref, goal in _pairs(items, "goal"))
-        ]
-        yield from self._known(kind_of(ref) for ref, _ in calls)
+        asked = [(read_ref(ref), goal) for ref, goal in _pairs(items, "goal")]
+        kinds = dict.fromkeys(kind_of(ref) for ref, _ in asked)
+        for ref, goal in asked:
+            self._set_call(ref, goal, data, labels, None, self._policy(ref))
+        yield from self._known(kinds)
+        policies: dict[str, Policy | None] = {}
+        for ref, goal in asked:
+            kind = kind_of(ref)
+            if kind not in policies:
+                policies[kind] = self._policy(ref) or (yield from self._published_policy(kind))
+            self._set_call(ref, goal, data, labels, None, policies[kind])
         done: list[SetResult] = []
-        for ref, call in calls:
-            done.append((yield from self._set(ref, call, None)))
+        for ref, goal in asked:
+            done.append((yield from self._set(ref, goal, data, labels, None)))
         return done
 
+    def _policy(self, ref: str) -> Policy | None:
+        kind = self.registry.kinds.get(kind_of(ref))
+        return None if kind is None else kind.policy
+
+    def _published_policy(self, kind: str) -> Steps[Policy | None]:
+        """As the youngest worker published it: a program that declares no kinds learns states and goals from there."""
+        (stored,) = yield ((b"HGET", self.keys.kinds, kind),)
+        published = _published(stored)
+        return None if published is None else published.policy
+
     def _set_call(
-        self, ref: str, goal: object, data: object, labels: object, if_revision: object
+        self, ref: str, goal: object, data: object, labels: object, if_revision: object, policy: Policy | None
     ) -> Call[engine.SetReply]:
         from setpoint.serializer import pack, pack_labels
 
         goal = _state(goal, "a goal")
-        kind = self.registry.kinds.get(kind_of(ref))
         initial = ""
-        if kind is not None:
-            policy = kind.policy
+        if policy is not None:
             if not policy.recorded:
                 raise UsageError(
                     f"{ref}: the goal of this Observed entity lives in your application: change it there and "
@@ -711,7 +727,7 @@ def _state(value: object, what: str) -> str:
         raise UnknownState(f"{what} is valid Unicode; {value!r} has lone surrogates") from None
     if size > GOAL_BYTES:
         raise UnknownState(f"{what} has at most {GOAL_BYTES} bytes; {value[:40]!r}… has {size}")
-    return str(value)
+    return str.__str__(value)  # of an Enum of strings, `str()` would be the member's name
 
 
 def _check_state(policy: Policy, state: str) -> None:

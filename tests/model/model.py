@@ -153,6 +153,8 @@ class Model:
             self._set_reason(ref, "-")
         if place == "due" and self.places[ref][1] <= due:
             return Enqueued("merged", self.places[ref][1])
+        if place == "idle":
+            due = min(due, self.places[ref][1])
         self._make_due(ref, due)
         return Enqueued("scheduled", due)
 
@@ -172,6 +174,8 @@ class Model:
             del self.places[ref]
             if keep:
                 self.places[ref] = ("idle", FAR_US)
+            else:
+                self.trouble.pop(ref, None)
             had = True
         return had
 

@@ -37,7 +37,7 @@ from setpoint.outcome import Failed, Outcome, to_wire
 from setpoint.registry import Kind, Registry
 from setpoint_workers.crew import Crew, Member
 from setpoint_workers.evaluate import Call, Evaluation, SoftTimeout, Work, evaluation, run_plain
-from setpoint_workers.frames import Frame, FrameReader, send
+from setpoint_workers.frames import BadFrame, Frame, FrameReader, send
 
 SHARED_BYTES: Final = 65536
 """Size of the shared memory: one byte an item."""
@@ -177,7 +177,15 @@ class _Results:
 
     def _flush(self) -> None:
         rows, self._rows = self._rows, []
-        self._send(["done", rows])
+        try:
+            self._send(["done", rows])
+        except (BadFrame, ValueError, TypeError, OverflowError):  # one of them cannot be packed: the others can
+            for row in rows:
+                try:
+                    self._send(["done", [row]])
+                except (BadFrame, ValueError, TypeError, OverflowError) as error:
+                    failed = Failed("BadOutcome", f"what it answered cannot be sent: {error}", "child")
+                    self._send(["done", [[row[0], to_wire(failed), row[2], row[3], [], []]]])
 
     def _send(self, frame: Frame) -> None:
         if self.closed:

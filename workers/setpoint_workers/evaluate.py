@@ -98,7 +98,8 @@ class Work:
         self.wishes: list[list[Any]] = []
 
     def timed_out(self) -> TimedOut:
-        """The outcome once its time is over."""
+        """The outcome once its time is over: what it asked for itself counts only if it succeeds."""
+        self.wishes.clear()
         since = self.started if self.where_since is None else self.where_since
         return TimedOut(self.where, int((monotonic() - since) * 1e6))
 
@@ -208,7 +209,7 @@ def _observed(work: Work, kind: Kind) -> Evaluation:
     if not kind.sets_goal:
         goal = entity.goal
         if goal is None:
-            return Nothing(str(state))
+            return Nothing(_plain(state))
     elif direct:
         goal = entity.goal_state()
     else:
@@ -225,7 +226,7 @@ def _observed(work: Work, kind: Kind) -> Evaluation:
     before, ran = state, len(cast("list[object]", listed))
     if listed:
         actions = [as_action(each) for each in cast("list[object]", listed)]
-        ended = yield from _run_list(work, actions, str(state), direct)
+        ended = yield from _run_list(work, actions, _plain(state), direct)
         if ended is not None:
             return ended
         work.where = "state"
@@ -239,7 +240,7 @@ def _observed(work: Work, kind: Kind) -> Evaluation:
         reached = entity.reached(state, goal)
     else:
         reached = yield entity.reached, (state, goal), _is_async(entity.reached), True
-    return _outcome(reached, str(before), str(state), ran)
+    return _outcome(reached, _plain(before), _plain(state), ran)
 
 
 def _run_list(work: Work, actions: list[Action], state: str, direct: bool) -> Generator[Call, Any, Outcome | None]:
@@ -292,10 +293,12 @@ def _managed(work: Work, kind: Kind) -> Evaluation:
                 return Vanished()
             _check_state(value, action.name, policy.states, "None, Again or a state")
             if value != state:
-                entity.state = state = str(value)
+                entity.state = state = _plain(value)
                 break
     work.where = "reached"
     reached: object = yield entity.reached, (state, goal), _is_async(entity.reached), True
+    if work.record is not None and work.record[0] is None:
+        ran = max(ran, 1)  # or its first state would never be stored
     return _outcome(reached, before, state, ran)
 
 
@@ -368,6 +371,11 @@ def _check_state(value: Any, where: str, states: tuple[str, ...], expected: str 
     if states:
         expected += f" of {', '.join(states)}"
     raise TypeError(_wrong(where, value, expected))
+
+
+def _plain(state: str) -> str:
+    """The string itself, also of a member of an Enum of strings, whose `str()` is its name."""
+    return str.__str__(state)
 
 
 def _wrong(where: str, value: Any, expected: str) -> str:

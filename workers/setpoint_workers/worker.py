@@ -45,7 +45,7 @@ from setpoint.engine.connect import connect
 from setpoint.engine.door import Door
 from setpoint.engine.records import Trouble
 from setpoint.engine.scripts import BATCH, Call, Claim, ClaimKind, Released, Settlement, When
-from setpoint.errors import RedisUnavailable
+from setpoint.errors import RedisFull, RedisUnavailable
 from setpoint.jobs import JSONSerializer, is_hint, job_key, queue_key
 from setpoint.judge import Verdict, judge, park_poison, poisoned
 from setpoint.outcome import Crashed, Failed, Outcome, TimedOut, from_wire
@@ -234,9 +234,11 @@ class FleetWorker(Worker):
         self._respawn_alone = Respawn()
         self._successor_at = 0.0
         self._intake = Intake(options.slots)
+        self._ahead_us = 0  # what Redis' clock was ahead of our monotonic one at the last claim
         self._due: dict[str, str] = {}  # lanes that may have more that is due -> hint to drop with the next claim
         self._more = False
-        self._suspects: set[str] = set()  # lanes with suspects that wait
+        self._suspects: dict[str, None] = {}  # lanes with suspects that wait; they take turns
+        self._refused: deque[Call[Any]] = deque()  # enqueues for which Redis had no memory
 
         self._unsaid: deque[_Unsaid] = deque()
         self._retry_at = 0.0
@@ -419,8 +421,10 @@ class FleetWorker(Worker):
             at = min(at, self._watch_at)
         if self._pop is None:
             at = min(at, max(self._rq_at, monotonic() + 0.5))
-        if self._main() is None or (self._suspects and self._alone() is None):
+        if self._main() is None and not self._stopping:
             at = min(at, max(self._respawn.at, monotonic() + 0.005))
+        if self._suspects and self._registry is None and self._may_claim() and self._alone() is None:
+            at = min(at, max(self._respawn_alone.at, monotonic() + 0.005))
         if self._hints and self._shown is None:
             at = min(at, min(hint.since for hint in self._hints.values()) + HINT_SHOWN)
         if self._alone() is not None:
@@ -538,14 +542,23 @@ class FleetWorker(Worker):
             child.role = "main"
             self._horse_pid = child.pid
         self._learn(manifest)
+        if self._exit is not None:
+            return
         self._beat_at = 0.0
         self._drain_all()
 
     def _learn(self, manifest: dict[str, bytes]) -> None:
         kinds: dict[str, Info] = {}
         lanes: dict[str, list[ClaimKind]] = {}
-        for kind, packed in manifest.items():
-            policy = Policy.unpack(packed)
+        policies = {kind: Policy.unpack(packed) for kind, packed in manifest.items()}
+        there = sorted({policy.lane for policy in policies.values()})
+        if not self._kinds and (unknown := sorted(set(self.options.lanes) - set(there))):
+            log.error(
+                "no kind of %s is in the lane %s; its lanes: %s", self.options.app, ", ".join(unknown), ", ".join(there)
+            )
+            self._exit = EXIT_UNFIT
+            return
+        for kind, policy in policies.items():
             if self.options.lanes and policy.lane not in self.options.lanes:
                 continue
             claim = ClaimKind(kind, policy.lane, policy.cap, policy.rate, policy.per_us)
@@ -588,7 +601,7 @@ class FleetWorker(Worker):
                 suspect = was_started and not deliberate and self._registry is None
                 back.append(Released(held.ref, held.fence, suspect))
                 if suspect:
-                    self._suspects.add(held.info.policy.lane)
+                    self._suspects[held.info.policy.lane] = None
         if not (child.draining and not started) and not self._stopping:
             log.warning("child %d %s; %d evaluations were running", child.pid, how, len(started))
         self._settle([_Ended(self._judge(held, outcome), [held]) for held, outcome in rows])
@@ -649,7 +662,8 @@ class FleetWorker(Worker):
             if child.items:
                 child.idle_since = now
             elif not child.killed and (
-                child.draining or (child.role == "quarantine" and now - child.idle_since > QUARANTINE_IDLE)
+                child.draining
+                or (child.role == "quarantine" and (child.done or now - child.idle_since > QUARANTINE_IDLE))
             ):
                 child.draining = True
                 child.killed = True
@@ -669,9 +683,12 @@ class FleetWorker(Worker):
 
     def _room(self) -> int:
         child = self._main()
-        if child is None or not child.ready or self._stopping or self._suspended or self._lost or self._unsaid:
+        if child is None or not child.ready or not self._may_claim():
             return 0
         return self._intake.room(len(child.items))
+
+    def _may_claim(self) -> bool:
+        return not (self._stopping or self._suspended or self._lost or self._unsaid)
 
     def _claim_all(self) -> None:
         while self._due and self._claim_one():
@@ -701,7 +718,7 @@ class FleetWorker(Worker):
         else:
             self._more = bool(self._due)
         if claim.suspects:
-            self._suspects.add(lane)
+            self._suspects[lane] = None
         self._start(child, claim)
         return True
 
@@ -721,7 +738,7 @@ class FleetWorker(Worker):
 
     def _claim_alone(self) -> None:
         """One suspect at a time, in a child of its own."""
-        if self._stopping or self._suspended or self._lost or self._unsaid or not self._lanes:
+        if not self._may_claim() or not self._lanes:
             return
         child = self._alone()
         if child is None:
@@ -732,12 +749,16 @@ class FleetWorker(Worker):
                 return
         if child is None or not child.ready or child.items or child.draining:
             return
+        if child.done and child.process is not None:
+            return  # each suspect has a child of its own: what the one before left behind must not be charged to it
         lane = next(iter(self._suspects))
+        del self._suspects[lane]
         claim = self._claim(lane, self._lanes.get(lane, ()), 1, alone=True)
         if claim is None:
+            self._suspects[lane] = None
             return
-        if not claim.items:
-            self._suspects.discard(lane)
+        if claim.items:
+            self._suspects[lane] = None  # there may be more
         self._start(child, claim)
 
     def _start(self, child: Child, claim: Claim) -> None:
@@ -747,6 +768,7 @@ class FleetWorker(Worker):
             return
         received = monotonic()
         now_us, fence = claim.now_us, claim.fence
+        self._ahead_us = now_us - int(received * 1e6)
         kinds = self._kinds
         take = child.take
         work: list[list[Any]] = []
@@ -803,7 +825,6 @@ class FleetWorker(Worker):
     def _ended(self, child: Child, rows: list[Any]) -> None:
         """The child reports outcomes: judge them and settle, many a call."""
         groups: dict[tuple[int, int], _Ended] = {}
-        wishes: list[tuple[str, When]] = []
         counts: dict[str, int] = {}
         get = counts.get
         total = slowest = ended = 0
@@ -825,7 +846,7 @@ class FleetWorker(Worker):
             total += took_us
             if took_us > slowest:
                 slowest = took_us
-            verdict = self._verdict(held, wire, wished, wishes)
+            verdict = self._verdict(held, wire, wished)
             group = groups.get((held.fence, id(verdict)))
             if group is None:
                 groups[held.fence, id(verdict)] = _Ended(verdict, [held])
@@ -836,38 +857,36 @@ class FleetWorker(Worker):
         child.done += ended
         if child.role == "main":
             self._intake.finished(ended, total, slowest)
-        for at in range(0, len(wishes), BATCH):
-            self._say(self.scripts.enqueue(wishes[at : at + BATCH]))
         self._settle(groups.values(), counts)
         if self.options.max_items or self.options.max_memory:
             self._recycle(child)
         if not child.items and child.role == "main":
             self._end_hints()
 
-    def _verdict(self, held: Held, wire: list[Any], wished: list[Any], wishes: list[tuple[str, When]]) -> Verdict:
-        """Judge what the child said. What the entity asked for itself becomes part of the verdict, but for instants:
-        only Redis knows its clock, so these join `wishes`."""
-        after_us = min((us for mode, us in wished if mode == "r"), default=-1) if wished else -1
+    def _verdict(self, held: Held, wire: list[Any], wished: list[Any]) -> Verdict:
+        """Judge what the child said. What the entity asked for itself is part of that and shares its fate: an enqueue
+        of its own would bring back what was deleted meanwhile."""
+        after_us = -1
+        if wished:
+            # Behind Redis' clock by the way of the claim's reply, so that an instant is never early.
+            now_us = self._ahead_us + int(monotonic() * 1e6)
+            after_us = min(us if mode == "r" else max(0, us - now_us) for mode, us in wished)
         quick = held.info.quick
         same = None
         if wire[0] == "reached" and not held.trouble:
             same = (wire[1], wire[2], after_us)
             verdict = quick.get(same)
-        else:
-            verdict = None
-        if verdict is None:
-            try:
-                outcome: Outcome = from_wire(wire)
-            except ValueError as error:
-                outcome = Failed("BadFrame", str(error), "child")
-            verdict = self._judge(held, outcome)
-            if after_us >= 0:
-                verdict = _again(verdict, after_us)
-            if same is not None and len(quick) < 64:
-                quick[same] = verdict
-        for mode, us in wished:
-            if mode != "r" or verdict.ending.place != "due":
-                wishes.append((held.ref, When(us, mode == "r")))
+            if verdict is not None:
+                return verdict
+        try:
+            outcome: Outcome = from_wire(wire)
+        except ValueError as error:
+            outcome = Failed("BadFrame", str(error), "child")
+        verdict = self._judge(held, outcome)
+        if after_us >= 0:
+            verdict = _again(verdict, after_us)
+        if same is not None and len(quick) < 64:
+            quick[same] = verdict
         return verdict
 
     def _judge(self, held: Held, outcome: Outcome) -> Verdict:
@@ -919,14 +938,33 @@ class FleetWorker(Worker):
             return
         try:
             self.door.run(call)
+        except RedisFull as error:
+            self._refuse_call(call, error)
         except RedisUnavailable as error:
             self._unsaid.append(_Unsaid(call, held))
             self._away(error)
+
+    def _refuse_call(self, call: Call[Any], error: RedisFull) -> None:
+        """Only an enqueue can be refused for memory: it waits aside, so that results, which never are, go on."""
+        if not self._refused:
+            log.error("Redis is full: what actions enqueue waits here until it has memory again: %s", error)
+        self._refused.append(call)
+
+    def _say_refused(self) -> None:
+        while self._refused:
+            try:
+                self.door.run(self._refused[0])
+            except RedisUnavailable:
+                return
+            self._refused.popleft()
+        log.info("Redis has memory again; all that actions enqueued is said")
 
     def _say_again(self) -> None:
         while self._unsaid:
             try:
                 self.door.run(self._unsaid[0].call)
+            except RedisFull as error:
+                self._refuse_call(self._unsaid[0].call, error)
             except RedisUnavailable as error:
                 self._away(error)
                 return
@@ -980,6 +1018,8 @@ class FleetWorker(Worker):
             self._beat_at = monotonic() + min(0.5, self._lease / 6)
             return
         self._good_at = began
+        if self._refused:
+            self._say_refused()
         if self._lost:
             self._lost = False
             self._drain_all()
@@ -1282,10 +1322,12 @@ class FleetWorker(Worker):
         self._end_hints()
         if self._kinds:
             with contextlib.suppress(RedisUnavailable):
-                while self._unsaid:
-                    self.door.run(self._unsaid[0].call)
-                    self._unsaid.popleft()
+                self._say_again()
+                if self._refused:
+                    self._say_refused()
                 self.door.run(self.scripts.leave(self.name))
+            if self._refused:
+                log.error("%d enqueues of actions are lost: Redis is full", len(self._refused))
         self.unsubscribe()
         if self._registered:
             with contextlib.suppress(*_RQ_ERRORS):

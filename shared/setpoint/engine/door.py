@@ -71,6 +71,7 @@ def _lua(name: str) -> str:
 _AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, ConnectionError, TimeoutError)
 _PASSING = (
     redis.exceptions.BusyLoadingError,
+    redis.exceptions.NoScriptError,  # flushed again, between the load and the call
     redis.exceptions.TryAgainError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.ClusterDownError,

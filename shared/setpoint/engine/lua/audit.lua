@@ -15,6 +15,13 @@ for i = A + 2, #ARGV do
     unheld, expiry = unheld + 1, nil
     wake_for(now)
   elseif held and not expiry then
+    -- Unless it waits somewhere, nobody would ever evaluate it again.
+    local h = holder_of(held)
+    local placed = redis.call('ZSCORE', kind.due, ref) or redis.call('ZSCORE', kind.idle, ref)
+    if not placed and h.phase ~= 'x' and not redis.call('ZSCORE', kind.parked, ref) then
+      redis.call('ZADD', kind.due, str(h.due), ref)
+      wake_for(h.due)
+    end
     redis.call('HDEL', HOLDER, ref)
     orphans = orphans + 1
   elseif expiry and tonumber(expiry) > now + 2 * lease then

@@ -152,6 +152,9 @@ local function ask_for(kind, ref, due)
   end
   local had = redis.call('ZSCORE', kind.due, ref)
   if had and tonumber(had) <= due then return 'm', tonumber(had) end
+  -- At rest it is looked at anyway at some time (resync): being asked for must not put that off.
+  local look = not had and redis.call('ZSCORE', kind.idle, ref)
+  if look then due = math.min(due, tonumber(look)) end
   redis.call('ZADD', kind.due, str(due), ref)
   if not had then redis.call('ZREM', kind.idle, ref) end
   wake_for(due)
