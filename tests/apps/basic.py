@@ -162,6 +162,19 @@ class HalfAsync(_One):
             pass
 
 
+@entity("torn")
+class Torn(_One):
+    """Its state is text that cannot be encoded."""
+
+    def state(self) -> Any:
+        return "\ud800"
+
+    def goal_state(self) -> Any:
+        return "\ud800"
+
+    def run(self, ctx: Any) -> None: ...
+
+
 @entity("gone")
 class Missing(_One):
     def state(self) -> Any:

@@ -110,3 +110,18 @@ def test_a_dead_workers_refs_run_again_after_the_lease(setup: Setup) -> None:
     again = setup.worker()
     wait_until(lambda: len(setup.ran("start")) == 2)
     assert setup.stop_now(again) == 0
+
+
+def test_a_thread_that_a_suspect_leaves_behind_is_not_charged_to_the_next_suspect(setup: Setup) -> None:
+    worker = setup.worker("--slots", "3")
+    mates = ["slow/b-0.6", "slow/c-0.6"]
+    setup.enqueue(*mates)
+    setup.hint("slow", *mates)
+    wait_until(lambda: len(setup.ran("start")) == 2)
+    setup.ring("stray/a")  # kills the child in which the others run too; each runs alone then, one of them after it
+    for ref in ("stray/a", *mates):
+        setup.until_place(ref, "idle")
+    assert [line for line in setup.ran() if "start" in line or "stray" in line][-1] != "stray a"
+    assert len(setup.ran("stray")) == 2
+    assert [setup.trouble(ref).crashes for ref in mates] == [0, 0]
+    assert setup.stop(worker) == 0

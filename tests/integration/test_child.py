@@ -351,6 +351,15 @@ def test_a_large_batch_of_no_ops(
 # -------------------------------------------------------------------------------------------------------- in a thread
 
 
+def test_an_answer_that_cannot_be_sent_fails_alone(new_child: Callable[..., Child]) -> None:
+    child = new_child(slots=1)
+    child.until("ready")
+    child.work("noop/1", "torn/1", "noop/2", "torn/2", "noop/3")
+    done = child.done(5)
+    assert [done[i][1][0] for i in range(5)] == ["reached", "failed", "reached", "failed", "reached"]
+    assert done[1][1][1] == "BadOutcome"
+
+
 def test_in_a_thread() -> None:
     ours, theirs = socket.socketpair()
     with mmap.mmap(-1, SHARED_BYTES) as shared:

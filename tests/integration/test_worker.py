@@ -258,6 +258,34 @@ def test_a_flushed_rq_is_registered_in_again(setup: Setup) -> None:
     assert setup.stop(worker) == 0
 
 
+def test_what_was_deleted_while_it_ran_does_not_come_back_by_what_it_asked_for_itself(setup: Setup) -> None:
+    worker = setup.worker()
+    setup.ring("later/gone", "later/there")
+    wait_until(lambda: len(setup.ran("asked")) == 2)
+    assert setup.door.run(setup.door.scripts.delete(["later/gone"])) == ("cancelling",)
+    setup.until_place("later/there", "due")
+    wait_until(lambda: not setup.redis.hexists(setup.door.keys.holder, "later/gone"))
+    (due,) = setup.door.read(("ZRANGE", setup.door.keys.due("later"), 0, -1))
+    assert due == [b"later/there"]
+    assert setup.stop(worker) == 0
+
+
+def test_a_first_goal_that_is_the_initial_state_is_reached_and_stored(setup: Setup) -> None:
+    worker = setup.worker()
+    setup.door.run(setup.door.scripts.set("host/a", "up"))  # by a client that knows no kinds: no initial state
+    setup.hint("default", "host/a")
+    setup.until_place("host/a", "idle")
+    assert setup.redis.hget(setup.door.keys.record("host/a"), "state") == "up"
+    assert setup.stop(worker) == 0
+
+
+def test_a_lane_that_no_kind_is_in_ends_the_worker_with_2(setup: Setup) -> None:
+    worker = setup.worker("--lanes", "default,nosuch", ready=False)
+    assert worker.wait(15) == 2
+    assert "nosuch" in setup.said()
+    assert setup.rq_workers() == set()
+
+
 def test_isolation_none(setup: Setup) -> None:
     worker = setup.worker("--isolation", "none")
     setup.ring("noted/a")

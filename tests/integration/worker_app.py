@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,27 @@ class Echo(Base):
         self.acted = True
 
 
+class Later(Base):
+    """Asks for itself at an instant, and stays for half a second."""
+
+    def act(self, ctx: Any) -> None:
+        ctx.enqueue(f"later/{self.id}", at=ctx.due + timedelta(hours=1))
+        note(f"asked {self.id}")
+        threading.Event().wait(0.5)
+        self.acted = True
+
+
+class Stray(Base):
+    """Dies the first time; the second time, alone, it leaves a thread that kills the process a little later."""
+
+    def act(self, ctx: Any) -> None:
+        note(f"stray {self.id}")
+        if LOG.read_text().count(f"stray {self.id}\n") == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        self.acted = True
+
+
 class Host(Managed[str]):
     @action(when="up", goal="down")
     def stop(self) -> str:
@@ -111,4 +133,6 @@ fleet.registry.declare(Slow, "slow", lane="slow", remember=True)
 fleet.registry.declare(Deadly, "deadly", retry=quickly)
 fleet.registry.declare(Stuck, "stuck", timeout="0.5s", retry=quickly)
 fleet.registry.declare(Echo, "echo")
+fleet.registry.declare(Later, "later")
+fleet.registry.declare(Stray, "stray", remember=True)
 fleet.registry.declare(Host, "host", initial="up")
