@@ -17,6 +17,9 @@ def scheduler(redis_url: str | None, namespace: str | None) -> None:
     """Run a scheduler: it rings workers for what is due and takes over from those that died.
 
     Run two for safety; any number may. It needs none of your code.
+
+    \b
+    setpoint scheduler --redis-url redis://127.0.0.1:6379
     """
     from setpoint import logs
     from setpoint_scheduler import run

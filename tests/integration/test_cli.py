@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -94,12 +95,21 @@ def test_the_help_of_every_command_needs_neither_redis_nor_rq() -> None:
     assert slow <= {"http", "ssl"}  # the demo visits web sites
 
 
-def test_every_command_has_help() -> None:
-    context = cli.make_context("setpoint", ["ls"])
-    for name in cli.list_commands(context):
-        result = CliRunner().invoke(cli, [name, "--help"])
-        assert result.exit_code == 0, name
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
+    for name in group.list_commands(click.Context(group)):
+        found = group.get_command(click.Context(group), name)
+        if isinstance(found, click.Group):
+            yield from commands(found, *path, name)
+        else:
+            yield (*path, name)
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for path in commands(cli):
+        result = CliRunner().invoke(cli, [*path, "--help"])
+        assert result.exit_code == 0, path
         assert "Usage: setpoint" in result.output
+        assert f"\n  setpoint {' '.join(path)} " in result.output, path
 
 
 def test_a_misspelt_command_names_the_near_ones(run: Run) -> None:

@@ -42,6 +42,9 @@ def worker(
 
     The first SIGTERM lets running evaluations end within the grace time, the second ends at once; what was not finished
     is handed back. Exits with 2 if the application does not import.
+
+    \b
+    setpoint worker --app myapp.fleet:fleet -n 4
     """
     from setpoint.engine.connect import connect
     from setpoint.entity import check_lane

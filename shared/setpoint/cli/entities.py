@@ -122,7 +122,11 @@ def _note(outcome: str) -> str:
 @json_option
 @click.pass_obj
 def get(shell: Shell, ref: str) -> None:
-    """State and goal of an entity, in one line."""
+    """State and goal of an entity, in one line.
+
+    \b
+    setpoint get site/3
+    """
     view = _known(shell.fleet(), ref)
     if shell.json:
         shell.emit(view.as_dict())
@@ -135,7 +139,11 @@ def get(shell: Shell, ref: str) -> None:
 @json_option
 @click.pass_obj
 def show(shell: Shell, ref: str) -> None:
-    """Everything that is known of an entity."""
+    """Everything that is known of an entity.
+
+    \b
+    setpoint show site/3 --json
+    """
     view = _known(shell.fleet(), ref)
     record = view.as_dict()
     if shell.json:
@@ -152,7 +160,11 @@ def show(shell: Shell, ref: str) -> None:
 @json_option
 @click.pass_obj
 def explain(shell: Shell, ref: str) -> None:
-    """Why an entity is not there yet, what comes next, and when."""
+    """Why an entity is not there yet, what comes next, and when.
+
+    \b
+    setpoint explain site/3
+    """
     fleet = shell.fleet()
     explanation = fleet.explain(ref)
     if shell.json:
@@ -197,7 +209,11 @@ def ls(shell: Shell, kind: str | None, state: str | None, limit: int) -> None:
 @json_option
 @click.pass_obj
 def watch(shell: Shell, ref: str, since: str | None, count: int | None) -> None:
-    """Print what happens to an entity as it happens."""
+    """Print what happens to an entity as it happens.
+
+    \b
+    setpoint watch site/3
+    """
     Ref.of(ref)
     for event in islice(shell.fleet(waits=True).watch(ref, since=since), count):
         if shell.json:
@@ -248,7 +264,11 @@ def enqueue(shell: Shell, refs: tuple[str, ...], at: str | None, after: str | No
 @json_option
 @click.pass_obj
 def delete(shell: Shell, refs: tuple[str, ...], yes: bool) -> None:
-    """Forget entities: their record, their due time and their past."""
+    """Forget entities: their record, their due time and their past.
+
+    \b
+    setpoint delete site/3 site/4
+    """
     for ref in refs:
         Ref.of(ref)
     fleet = shell.fleet()
@@ -277,7 +297,11 @@ def dead() -> None:
 @json_option
 @click.pass_obj
 def dead_ls(shell: Shell, kind: str | None, limit: int) -> None:
-    """List them, with the last error of each."""
+    """List them, with the last error of each.
+
+    \b
+    setpoint dead ls site
+    """
     for letter in shell.fleet().dead(kind, limit=limit):
         if shell.json:
             shell.emit(letter.as_dict())
@@ -290,7 +314,11 @@ def dead_ls(shell: Shell, kind: str | None, limit: int) -> None:
 @json_option
 @click.pass_obj
 def dead_show(shell: Shell, ref: str) -> None:
-    """The last error of one, whole."""
+    """The last error of one, whole.
+
+    \b
+    setpoint dead show site/3
+    """
     view = _parked(shell.fleet(), ref)
     if shell.json:
         shell.emit(view.as_dict())
@@ -310,7 +338,11 @@ def dead_show(shell: Shell, ref: str) -> None:
 @json_option
 @click.pass_obj
 def dead_retry(shell: Shell, refs: tuple[str, ...], kind: str | None, yes: bool) -> None:
-    """Try them again, their failures forgiven."""
+    """Try them again, their failures forgiven.
+
+    \b
+    setpoint dead retry site/3
+    """
     fleet = shell.fleet()
     _each(shell, _chosen(fleet, refs, kind), "retried", fleet.retry_dead, ask=bool(kind) and not yes)
 
@@ -322,7 +354,11 @@ def dead_retry(shell: Shell, refs: tuple[str, ...], kind: str | None, yes: bool)
 @json_option
 @click.pass_obj
 def dead_drop(shell: Shell, refs: tuple[str, ...], kind: str | None, yes: bool) -> None:
-    """Forget them."""
+    """Forget them.
+
+    \b
+    setpoint dead drop site/3
+    """
     fleet = shell.fleet()
     _each(shell, _chosen(fleet, refs, kind), "dropped", fleet.drop_dead, ask=not yes)
 
@@ -389,7 +425,11 @@ def pause(shell: Shell, target: str | None, why: str, until: str | None) -> None
 @json_option
 @click.pass_obj
 def resume(shell: Shell, target: str) -> None:
-    """Undo a pause. Resuming what is not paused is fine."""
+    """Undo a pause. Resuming what is not paused is fine.
+
+    \b
+    setpoint resume kind:site
+    """
     was = shell.fleet().resume(target)
     if shell.json:
         shell.emit({"target": target, "paused": False})

@@ -48,6 +48,9 @@ def demo(shell: Shell, check: bool, sites: int, workers: int) -> int:
     """A whole fleet on this machine: Valkey, a scheduler, workers, and web sites that are kept as they should be.
 
     Everything is in a temporary folder and ends with Ctrl+C.
+
+    \b
+    setpoint demo --check
     """
     application = _sample()
     with catch_signals() as signals:
@@ -527,7 +530,11 @@ def _reloading(watch: Callable[..., Any], folder: Path, supervisor: Supervisor) 
 @click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="0: any that is free.")
 @click.pass_obj
 def exporter(shell: Shell, host: str, port: int) -> int:
-    """Serve metrics for Prometheus at /metrics."""
+    """Serve metrics for Prometheus at /metrics.
+
+    \b
+    setpoint exporter --port 9464
+    """
     fleet = shell.fleet()
     fleet.door("exporter").close()  # a URL that cannot be used is told now, and not by every scrape
     from setpoint import metrics
