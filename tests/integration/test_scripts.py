@@ -418,4 +418,4 @@ def test_audit_repairs_what_breaks_the_invariants(door: Door) -> None:
     assert (found.doubled, found.unheld, found.cut, found.orphans) == (1, 1, 1, 1)
     again = door.run(door.scripts.audit("job", names, lease_us=30 * S))
     assert (again.doubled, again.unheld, again.cut, again.orphans) == (0, 0, 0, 0)
-    assert set(refs_of(claim(door))) == {"job/sound", "job/doubled", "job/unheld"}
+    assert set(refs_of(claim(door))) == {"job/sound", "job/doubled", "job/unheld", "job/orphan"}
